@@ -1,0 +1,1 @@
+"""Say which feature and which user your LLM money goes to."""
