@@ -1,5 +1,7 @@
 """The `fluxgate` command."""
+
 from __future__ import annotations
+
 
 def main() -> int:
     """Run the command."""

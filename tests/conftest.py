@@ -1,0 +1,48 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import RedisServer, valkey_binary
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Hosts run on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the machine reaches a test, and no test writes into the user's folders."""
+    for name in [name for name in os.environ if name.startswith(("FLUXGATE_", "OPENAI_"))]:
+        if not name.startswith("FLUXGATE_TEST_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("FLUXGATE_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One real Valkey server for the whole run; tests keep apart by their stream keys."""
+    server = RedisServer(valkey_binary(), tmp_path_factory.mktemp("valkey"), "--save", "")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The address of a real server: `FLUXGATE_TEST_REDIS_URL`, else the run's own."""
+    return os.environ.get("FLUXGATE_TEST_REDIS_URL") or redis_server.url
+
+
+@pytest.fixture
+def stream_key() -> str:
+    """A stream key that no other test uses."""
+    return f"test:{uuid.uuid4().hex}"
