@@ -1,0 +1,69 @@
+"""The wire form of an event that has none, or too long a one: cut down, marked, and never lost whole."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from fluxgate_mw.event import UsageEvent, User, encode_event, new_event_id
+
+__all__ = ["TRUNCATED", "cut_down", "encode_within"]
+
+TRUNCATED: Final = "fluxgate_truncated"
+"""Key in the metadata of an event that was cut down."""
+
+_LONGEST_TEXT: Final = 512
+_MOST_WORDS: Final = 16
+_INT_RANGE: Final = 2**63
+
+
+def encode_within(event: UsageEvent, max_bytes: int) -> bytes:
+    """Return the event's wire form; cut down and marked where it has none or is longer than `max_bytes`.
+
+    Guarantees: never raises an `Exception`, whatever the values of the event do when they are looked at.
+
+    Concurrency: any thread.
+    """
+    try:
+        encoded = encode_event(event)
+    except Exception:  # noqa: BLE001  (a metadata value's own __repr__ can raise anything)
+        return encode_event(cut_down(event))
+    return encoded if len(encoded) <= max_bytes else encode_event(cut_down(event))
+
+
+def cut_down(event: UsageEvent) -> UsageEvent:
+    """Return the event without its metadata, with texts of at most 512 characters, and with the mark.
+
+    Values of a kind that the wire has no form for are left out.
+    """
+    kept: dict[str, Any] = {}
+    for name in event.__struct_fields__:
+        value = _cut(getattr(event, name))
+        if value is not None:
+            kept[name] = value
+    kept["metadata"] = {TRUNCATED: True}
+    kept.setdefault("event_id", new_event_id())
+    kept.setdefault("occurred_at", datetime.now(UTC))
+    return UsageEvent(**kept)
+
+
+def _cut(value: object) -> Any:
+    kind = type(value)
+    if kind is str:
+        return str(value)[:_LONGEST_TEXT].encode("utf-8", "replace").decode()
+    if kind is bool or kind is float or kind is datetime:
+        return value
+    if isinstance(value, int):
+        return value if -_INT_RANGE <= value < _INT_RANGE else None
+    if isinstance(value, User):
+        return _cut_user(value)
+    if kind is tuple and isinstance(value, tuple):
+        return tuple(word for word in map(_cut, value[:_MOST_WORDS]) if type(word) is str)
+    return None
+
+
+def _cut_user(user: User) -> User | None:
+    kept = {name: _cut(value) for name, value in msgspec.structs.asdict(user).items()}
+    return User(**kept) if type(kept["id"]) is str else None
