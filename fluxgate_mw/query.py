@@ -7,14 +7,29 @@ The value None inside `features` or `users` selects the calls that have none.
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from fluxgate_mw.event import UsageEvent
 from fluxgate_mw.semconv import Status
 
-__all__ = ["CostReport", "CostRow", "DayCost", "Dimension", "EventCursor", "EventFilter", "EventPage", "EventQuery"]
+__all__ = [
+    "ERROR_STATUSES",
+    "CostReport",
+    "CostRow",
+    "DayCost",
+    "Dimension",
+    "EventCursor",
+    "EventFilter",
+    "EventPage",
+    "EventQuery",
+]
+
+ERROR_STATUSES: Final[frozenset[Status]] = frozenset(
+    {"ERROR", "BLOCKED", "CONTENT_FILTER", "RECITATION", "MALFORMED_REQUEST"},
+)
+"""What `CostRow.errors` counts: calls that failed; neither cut off at a token limit nor given up by the caller."""
 
 Dimension = Literal["feature", "user", "model", "provider", "route", "status"]
 
