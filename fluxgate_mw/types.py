@@ -25,6 +25,7 @@ __all__ = [
     "Entry",
     "Environ",
     "FeatureResolver",
+    "HasRecorder",
     "Message",
     "Provider",
     "Receive",
@@ -91,6 +92,15 @@ class FeatureResolver(Protocol):
 
     def __call__(self, carrier: Carrier, /) -> str | None:
         """Return the feature of this request, or None to let the route template name it."""
+        ...
+
+
+class HasRecorder(Protocol):
+    """What a middleware and a tracker need of a `FluxGate`."""
+
+    @property
+    def recorder(self) -> Any:
+        """Where finished calls are turned into events: a `recorder.Recorder`."""
         ...
 
 

@@ -1,0 +1,52 @@
+"""What went wrong inside us, said once and counted always; the host application never hears of it otherwise.
+
+One process-wide table of counters by kind. A kind is logged when it first happens, then at most once a minute with
+its total. `reset()` is for tests.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["counts", "note", "reset"]
+
+QUIET_S: Final = 60.0
+
+_log = logging.getLogger("fluxgate_mw")
+_counts: dict[str, int] = {}
+_said_at: dict[str, float] = {}
+
+
+def note(kind: str, message: str, *, level: int = logging.WARNING, error: BaseException | None = None) -> None:
+    """Count one occurrence of `kind`, and log `message` unless this kind was logged in the last minute.
+
+    Args:
+        kind: A closed vocabulary of ours (`identify_outside_request`), never a value from outside.
+        message: What happened and what follows from it; no secrets, no prompts, no user ids.
+        level: Of `logging`.
+        error: Logged with its traceback; its message may hold anything, so pass only errors of our own making.
+
+    Concurrency: any thread.
+    """
+    total = _counts[kind] = _counts.get(kind, 0) + 1
+    now = time.monotonic()
+    said_at = _said_at.get(kind)
+    if said_at is not None and now - said_at < QUIET_S:
+        return
+    _said_at[kind] = now
+    repeated = f" ({total} times so far)" if total > 1 else ""
+    _log.log(level, "%s%s", message, repeated, exc_info=error, extra={"fluxgate_kind": kind, "fluxgate_total": total})
+
+
+def counts() -> Mapping[str, int]:
+    """Return a copy of the counters: how often each kind happened in this process."""
+    return dict(_counts)
+
+
+def reset() -> None:
+    """Forget every count and when it was last said."""
+    _counts.clear()
+    _said_at.clear()

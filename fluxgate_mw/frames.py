@@ -1,0 +1,292 @@
+"""Frames on the ambient context: `feature(...)` and `context(...)`, as `with`, `async with` and decorators.
+
+A frame is left only when it is the one on top, and never by resetting a token: generators and coroutines may be
+finalised in another context than the one that they began in. Nothing is kept on the frame itself, so one instance
+serves many tasks at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
+from typing import Any, Final, TypeVar, cast
+
+import msgspec
+
+from fluxgate_mw import diagnostics
+from fluxgate_mw.ambient import NOTHING, Ambient, as_user, enter, get
+
+__all__ = ["DECORATION", "Frame", "context", "feature"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+DECORATION: Final = "__fluxgate_decoration__"
+"""The attribute of a decorated function or class that holds its `Frame`."""
+
+
+class Frame:
+    """Something to put on the ambient context for a while: `with`, `async with`, or as a decorator.
+
+    One instance may be entered many times, by many tasks at once: what it covers is kept in the context itself.
+    """
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = fields
+
+    def over(self, covered: Ambient) -> Ambient:
+        """Return the frame that this puts on top of `covered`."""
+        fields = dict(self._fields)
+        if metadata := fields.get("metadata"):
+            fields["metadata"] = {**covered.metadata, **metadata}
+        return msgspec.structs.replace(covered, owner=self, covered=covered, **fields)
+
+    def under(self, ambient: Ambient) -> Ambient:
+        """Return `ambient` with what it leaves open filled in from this frame."""
+        mine = self.over(NOTHING)
+        return msgspec.structs.replace(
+            ambient,
+            feature=mine.feature,
+            feature_source=mine.feature_source,
+            step=ambient.step or mine.step,
+            metadata={**mine.metadata, **ambient.metadata},
+        )
+
+    def __enter__(self) -> None:
+        enter(self.over(get()))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        top = get()
+        if top.owner is self and top.covered is not None:
+            enter(top.covered)
+
+    async def __aenter__(self) -> None:
+        self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def __call__(self, target: _F) -> _F:
+        """Return `target` running inside this frame: same signature, same kind of function; a class is returned itself.
+
+        Generators and async generators are inside the frame at each step and outside it in between.
+        """
+        if isinstance(target, type):
+            return cast("_F", self._wrap_methods(target))
+        return cast("_F", _wrap(self, target))
+
+    def _wrap_methods(self, cls: Any) -> Any:
+        for name, value in list(vars(cls).items()):
+            if name.startswith("_") and name != "__call__":
+                continue
+            if inspect.isfunction(value):
+                setattr(cls, name, self(value))
+            elif isinstance(value, staticmethod | classmethod):
+                setattr(cls, name, type(value)(self(value.__func__)))
+        return cls
+
+
+class feature(Frame):  # noqa: N801  (used as a decorator and as a context manager)
+    """Name the feature that calls belong to, instead of the route template.
+
+    Works on sync and async functions, generators, async generators, methods and classes, and as `with` and
+    `async with`. The innermost wins; leaving restores the outer one. An endpoint that is decorated names every call of
+    its request that no inner frame names: also those of its streamed body and its background tasks.
+
+    Args:
+        name: Of low cardinality: never an id or a path.
+        step: A part of the feature; None = the outer one's.
+        metadata: Anything else to keep with the events; merged over the outer one's.
+
+    Example:
+        >>> from fluxgate_mw import current
+        >>> @feature("summarizer", team="search")
+        ... def summarize() -> str:
+        ...     return current().feature
+        >>> summarize()
+        'summarizer'
+    """
+
+    __slots__ = ()
+
+    def __init__(self, name: str, *, step: str | None = None, **metadata: Any) -> None:
+        fields: dict[str, Any] = {"feature": name, "feature_source": "context"}
+        if step is not None:
+            fields["step"] = step
+        if metadata:
+            fields["metadata"] = metadata
+        super().__init__(fields)
+
+    def __call__(self, target: _F) -> _F:
+        """Return `target` running inside this feature; see `Frame`."""
+        decoration = Frame({**self._fields, "feature_source": "decorator"})
+        wrapped = decoration(target)
+        setattr(wrapped, DECORATION, decoration)
+        return wrapped
+
+
+def context(
+    *,
+    user: object = None,
+    feature: str | None = None,
+    step: str | None = None,
+    session_id: str | None = None,
+    conversation_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    cost_override: Mapping[str, Any] | None = None,
+) -> Frame:
+    """Set any part of the ambient context for a block or a function; nests, merges, restores.
+
+    Args:
+        user: As in `identify`; wins over it. None = as outside; something that is no user is counted and ignored.
+        feature: Wins over the route template and over outer features.
+        step: A part of the feature.
+        session_id: The user's session.
+        conversation_id: The conversation that the calls belong to.
+        metadata: Anything else; merged over the outer one's, key by key.
+        cost_override: Rates in USD per million tokens: `input_cost_per_1m_tokens`, `output_cost_per_1m_tokens`,
+            `cache_read_cost_per_1m_tokens`, `cache_write_cost_per_1m_tokens`, `reasoning_cost_per_1m_tokens`.
+    """
+    fields: dict[str, Any] = {
+        "step": step,
+        "session_id": session_id,
+        "conversation_id": conversation_id,
+        "metadata": dict(metadata) if metadata else None,
+        "cost_override": dict(cost_override) if cost_override else None,
+    }
+    if user is not None:
+        fields["user"], fields["user_source"] = as_user(user), "context"
+        if fields["user"] is None:
+            diagnostics.note("context_no_user", f"context(user=...) was given a {type(user).__name__} without an id")
+    if feature is not None:
+        fields["feature"], fields["feature_source"] = feature, "context"
+    return Frame({key: value for key, value in fields.items() if value is not None})
+
+
+def _wrap(frame: Frame, target: Any) -> Any:
+    if inspect.isasyncgenfunction(target):
+        return _async_generator_wrapper(frame, target)
+    if inspect.isgeneratorfunction(target):
+        return _generator_wrapper(frame, target)
+    if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004
+        return _coroutine_wrapper(frame, target)
+    return _plain_wrapper(frame, target)
+
+
+def _coroutine_wrapper(frame: Frame, target: Any) -> Any:
+    @functools.wraps(target)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with frame:
+            return await target(*args, **kwargs)
+
+    return wrapper
+
+
+def _plain_wrapper(frame: Frame, target: Any) -> Any:
+    @functools.wraps(target)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with frame:
+            result = target(*args, **kwargs)
+        wrap = _DEFERRED.get(type(result))
+        return result if wrap is None else wrap(frame, lambda: result)()
+
+    return wrapper
+
+
+def _generator_wrapper(frame: Frame, target: Any) -> Any:
+    @functools.wraps(target)
+    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        steps = target(*args, **kwargs)
+        inside: Ambient | None = None
+        resume: Callable[[], Any] = functools.partial(next, steps)
+        while True:
+            covered = get()
+            inside = _resumed(frame, inside, covered)
+            try:
+                item = resume()
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                inside = _paused(inside, covered)
+            try:
+                resume = functools.partial(steps.send, (yield item))
+            except GeneratorExit:
+                with _Inside(inside):
+                    steps.close()
+                raise
+            except BaseException as error:  # noqa: BLE001  (handed to the generator, which decides)
+                resume = functools.partial(steps.throw, error)
+
+    return wrapper
+
+
+def _async_generator_wrapper(frame: Frame, target: Any) -> Any:
+    @functools.wraps(target)
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        steps = target(*args, **kwargs)
+        inside: Ambient | None = None
+        resume: Callable[[], Any] = steps.__anext__
+        while True:
+            covered = get()
+            inside = _resumed(frame, inside, covered)
+            try:
+                item = await resume()
+            except StopAsyncIteration:
+                return
+            finally:
+                inside = _paused(inside, covered)
+            try:
+                resume = functools.partial(steps.asend, (yield item))
+            except GeneratorExit:
+                with _Inside(inside):
+                    await steps.aclose()
+                raise
+            except BaseException as error:  # noqa: BLE001  (handed to the generator, which decides)
+                resume = functools.partial(steps.athrow, error)
+
+    return wrapper
+
+
+_DEFERRED: Final[Mapping[type, Callable[[Frame, Any], Any]]] = {
+    GeneratorType: _generator_wrapper,
+    AsyncGeneratorType: _async_generator_wrapper,
+    CoroutineType: _coroutine_wrapper,
+}
+
+
+def _resumed(frame: Frame, inside: Ambient | None, covered: Ambient) -> Ambient:
+    resumed = frame.over(covered) if inside is None else inside
+    enter(resumed)
+    return resumed
+
+
+def _paused(inside: Ambient, covered: Ambient) -> Ambient:
+    """Restore `covered`, and return what the step left on top: it is there again at the next step."""
+    left = get()
+    top: Ambient | None = left
+    while top is not None and top is not inside:
+        top = top.covered
+    if top is None:
+        return inside
+    enter(covered)
+    return left
+
+
+class _Inside:
+    __slots__ = ("_covered", "_inside")
+
+    def __init__(self, inside: Ambient) -> None:
+        self._inside = inside
+        self._covered = get()
+
+    def __enter__(self) -> None:
+        enter(self._inside)
+
+    def __exit__(self, *_: object) -> None:
+        _paused(self._inside, self._covered)

@@ -1,0 +1,314 @@
+"""From a finished call to its event: who, for what, how it ended, what it cost; then on to a sink.
+
+Here also stand the process-wide slot of the default recorder, which the composition root fills, the captures of
+`testing`, and the one guard that keeps our own exceptions from the host application.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+import msgspec
+
+from fluxgate_mw import diagnostics, pricing
+from fluxgate_mw.ambient import Ambient
+from fluxgate_mw.errors import ConfigurationError
+from fluxgate_mw.event import TokenUsage, Tracking, UsageEvent, User, new_event_id, usd
+from fluxgate_mw.semconv import Status, UsageSource
+from fluxgate_mw.settings import Settings
+from fluxgate_mw.types import Sink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "Call",
+    "Outcome",
+    "Recorder",
+    "capturing",
+    "choose",
+    "guarded",
+    "safe_message",
+    "set_default",
+    "set_default_factory",
+]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+MESSAGE_CHARS: Final = 300
+_KEY: Final = re.compile(r"\b(?:sk|pk|rk|key|Bearer)[-_ ][\w*.\-]{6,}")
+_URL_CREDENTIALS: Final = re.compile(r"//[^/\s@]+@")
+_LONG_QUOTE: Final = re.compile(r"'[^']{40,}'|\"[^\"]{40,}\"|`[^`]{40,}`")
+
+
+def guarded(stage: str, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+    """Return what `function` returns; where it raises, count and log our bug and return None.
+
+    The log names the error's class and place but not its message, which may quote a prompt.
+
+    Guarantees: no `Exception` leaves it; cancellation, `KeyboardInterrupt` and `SystemExit` do.
+    """
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001  (the one guard between our bugs and the host)
+        frames = traceback.extract_tb(error.__traceback__)[-3:]
+        place = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in reversed(frames))  # noqa: PTH119
+        diagnostics.note(f"bug_{stage}", f"fluxgate-mw failed in {stage}: {type(error).__name__} at {place}")
+        return None
+
+
+def safe_message(text: str) -> str:
+    """Return an error's text fit to be kept: short, with keys, credentials and long quotations taken out."""
+    text = _URL_CREDENTIALS.sub("//***@", _KEY.sub("***", text[: MESSAGE_CHARS * 10]))
+    text = _LONG_QUOTE.sub("'…'", text)
+    return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 1] + "…"
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a call ended, as the one who made it saw it. Fields as in `UsageEvent`; None = not known."""
+
+    status: Status = "SUCCESS"
+    http_status: int | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    response_model: str | None = None
+    response_id: str | None = None
+    finish_reasons: tuple[str, ...] = ()
+    service_tier: str | None = None
+    retries: int = 0
+    usage: TokenUsage | None = None
+    usage_source: UsageSource = "none"
+
+
+class Recorder:
+    """Turn finished calls into events, with the settings of one `FluxGate`, and give them to its sink.
+
+    Concurrency: any thread.
+    """
+
+    def __init__(self, settings: Settings, sink: Sink) -> None:
+        self.settings = settings
+        self.sink = sink
+        self.provider_of = lru_cache(maxsize=256)(self._provider_of)
+
+    def record(self, event: UsageEvent) -> None:
+        """Hand the event to whoever captures, else to the sink. Never raises."""
+        if _captures:
+            for capture in _captures:
+                capture.append(event)
+            return
+        self.sink.emit(event)
+
+    def _provider_of(self, host: str, port: int | None) -> str:
+        """Return the provider behind a host: as the settings say, else as the price table knows it."""
+        hosts = self.settings.provider_hosts
+        return hosts.get(f"{host}:{port}") or hosts.get(host) or pricing.provider_of_host(host)
+
+
+class Call:
+    """One logical call in flight. Whoever makes it ends it, once: later ends change nothing.
+
+    Args:
+        recorder: Where its event goes.
+        ambient: The frame that it is made under.
+        provider: Provider's name, or the host's own name.
+        operation: As `UsageEvent.operation_name`.
+        api_path: Path below the client's base address; None for a call that is tracked by hand.
+        model: The model that is asked for.
+
+    Concurrency: made in one thread, may be ended in another.
+    """
+
+    __slots__ = (
+        "ambient",
+        "api_path",
+        "event_id",
+        "first_chunk_at",
+        "model",
+        "occurred_at",
+        "operation",
+        "provider",
+        "recorder",
+        "started",
+        "stream",
+        "tracking",
+        "user_parameter",
+    )
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        ambient: Ambient,
+        *,
+        provider: str | None = None,
+        operation: str = "other",
+        api_path: str | None = None,
+        model: str | None = None,
+    ) -> None:
+        self.recorder = recorder
+        self.ambient = ambient
+        self.provider = provider
+        self.operation = operation
+        self.api_path = api_path
+        self.model = model
+        self.event_id = new_event_id()
+        self.occurred_at = datetime.now(UTC)
+        self.started = time.perf_counter()
+        self.first_chunk_at: float | None = None
+        self.stream = False
+        self.user_parameter: str | None = None
+        self.tracking: Tracking | None = None
+
+    def first_chunk(self) -> None:
+        """Note that the first chunk of the answer has come."""
+        if self.first_chunk_at is None:
+            self.first_chunk_at = time.perf_counter()
+
+    def end(self, outcome: Outcome) -> Tracking:
+        """Price the call, count it in its request, record its event, and return what the caller may know.
+
+        Guarantees: exactly one event per call, however often it is ended.
+        """
+        if self.tracking is not None:
+            return self.tracking
+        ended = time.perf_counter()
+        price = self._price(outcome)
+        self.tracking = Tracking(
+            status=outcome.status,
+            cost=usd(price.cost_nanos),
+            cost_nanos=price.cost_nanos,
+            tracking_id=self.event_id,
+            created_at=self.occurred_at,
+            error_message=outcome.error_message,
+        )
+        latency_ms = (ended - self.started) * 1000
+        request = self.ambient.request
+        if request is not None:
+            request.add(price.cost_nanos, latency_ms)
+        self.recorder.record(self._event(outcome, price, latency_ms))
+        return self.tracking
+
+    def _price(self, outcome: Outcome) -> pricing.Price:
+        if outcome.usage is None:
+            return pricing.Price(None, None, "no usage")
+        try:
+            rates = self.ambient.cost_override
+            override = None if rates is None else pricing.CostOverride.from_mapping(rates)
+        except ConfigurationError as error:
+            diagnostics.note("cost_override", f"a cost_override is not valid ({error}); the call's cost is unknown")
+            return pricing.Price(None, None, "invalid cost_override")
+        price = pricing.Price(None, None, "no model")
+        for model in filter(None, (outcome.response_model, self.model)):
+            price = pricing.price(
+                self.provider,
+                model,
+                outcome.usage,
+                at=self.occurred_at,
+                service_tier=outcome.service_tier,
+                override=override,
+            )
+            if price.cost_nanos is not None:
+                return price
+        return price
+
+    def _event(self, outcome: Outcome, price: pricing.Price, latency_ms: float) -> UsageEvent:
+        ambient = self.ambient.resolved()
+        user, user_source = ambient.resolve_user()
+        if user is None and self.user_parameter:
+            user, user_source = User(self.user_parameter), "parameter"
+        request = ambient.request
+        route = None if request is None else request.route()
+        settings = self.recorder.settings
+        first_chunk_at = self.first_chunk_at
+        usage = outcome.usage or _NO_USAGE
+        return UsageEvent(
+            event_id=self.event_id,
+            occurred_at=self.occurred_at,
+            provider_name=self.provider,
+            operation_name=self.operation,
+            request_model=self.model,
+            response_model=outcome.response_model,
+            response_id=outcome.response_id,
+            finish_reasons=outcome.finish_reasons,
+            api_path=self.api_path,
+            feature=ambient.feature,
+            feature_source=ambient.feature_source,
+            step=ambient.step,
+            user=user,
+            user_source=user_source,
+            session_id=ambient.session_id,
+            conversation_id=ambient.conversation_id,
+            metadata=dict(ambient.metadata),
+            route=route,
+            http_method=None if route is None else route.partition(" ")[0],
+            request_id=None if request is None else request.request_id,
+            service=settings.service,
+            environment=settings.environment,
+            status=outcome.status,
+            http_status=outcome.http_status,
+            error_type=outcome.error_type,
+            error_message=outcome.error_message,
+            latency_ms=latency_ms,
+            time_to_first_chunk_ms=None if first_chunk_at is None else (first_chunk_at - self.started) * 1000,
+            stream=self.stream,
+            retries=outcome.retries,
+            usage_source=outcome.usage_source,
+            service_tier=outcome.service_tier,
+            cost_nanos=price.cost_nanos,
+            price_version=price.price_version,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cache_read_input_tokens=usage.cache_read_input_tokens,
+            cache_creation_input_tokens=usage.cache_creation_input_tokens,
+            reasoning_output_tokens=usage.reasoning_output_tokens,
+            input_audio_tokens=usage.input_audio_tokens,
+            output_audio_tokens=usage.output_audio_tokens,
+            cache_read_input_audio_tokens=usage.cache_read_input_audio_tokens,
+            input_image_tokens=usage.input_image_tokens,
+            output_image_tokens=usage.output_image_tokens,
+        )
+
+
+_NO_USAGE: Final = TokenUsage()
+_captures: list[list[UsageEvent]] = []
+_default: dict[str, Any] = {"recorder": None, "factory": None}
+
+
+@contextmanager
+def capturing() -> Iterator[list[UsageEvent]]:
+    """Divert every event of the process into a list; several captures at once each get every event."""
+    captured: list[UsageEvent] = []
+    _captures.append(captured)
+    try:
+        yield captured
+    finally:
+        _captures[:] = [other for other in _captures if other is not captured]
+
+
+def set_default_factory(factory: Callable[[], Recorder]) -> None:
+    """Say how to make the default recorder when a call needs one and none was set."""
+    _default["factory"] = factory
+
+
+def set_default(recorder: Recorder | None) -> None:
+    """Make `recorder` the one for calls that name no other; None forgets it."""
+    _default["recorder"] = recorder
+
+
+def choose(explicit: Recorder | None, ambient: Ambient) -> Recorder | None:
+    """Return the recorder for a call: the tracker's, else the request's, else the default; None when switched off."""
+    recorder = explicit
+    if recorder is None and ambient.request is not None:
+        recorder = ambient.request.sources.recorder
+    if recorder is None:
+        recorder = _default["recorder"] or _default["factory"]()
+    return recorder if recorder.settings.enabled else None
