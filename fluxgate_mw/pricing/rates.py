@@ -1,0 +1,230 @@
+"""What a call costs by one list of rates: integer arithmetic on token counts, and nothing else.
+
+Knows neither models nor providers. A rate is integer nano-USD for `per` units (a million, unless a published price
+has more decimals than that can hold). Counts that are subsets of a total are priced at their own rate where there is
+one, and the rest of the total at the total's rate, so no token is priced twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+import msgspec
+
+from fluxgate_mw.event import TokenUsage
+
+__all__ = ["MILLION", "Rates", "Sheet", "UnpricedError", "cost_nanos", "overlay", "round_half_even"]
+
+MILLION: Final = 1_000_000
+_MAX_NANOS: Final = 2**63 - 1
+
+
+class UnpricedError(Exception):
+    """These counts have no price; the message says why. Never leaves the package `pricing`."""
+
+
+class Rates(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Nano-USD for `per` tokens of each kind; None where that kind has no rate of its own.
+
+    Args:
+        requests: Fee of one request, in nano-USD for `per` requests.
+        per: What the rates are for; a power of ten, at least a million.
+        uncounted: Names of published prices for what token counts do not show (hours of audio, pages, searches).
+        complete: False: a total without a rate is unknown; True: it costs nothing, as published.
+    """
+
+    input: int | None = None
+    output: int | None = None
+    cache_read: int | None = None
+    cache_write: int | None = None
+    reasoning: int | None = None
+    input_audio: int | None = None
+    output_audio: int | None = None
+    cache_read_audio: int | None = None
+    input_image: int | None = None
+    output_image: int | None = None
+    requests: int | None = None
+    per: int = MILLION
+    uncounted: tuple[str, ...] = ()
+    complete: bool = True
+
+
+Sheet = tuple[tuple[int, Rates], ...]
+"""Rates by how many input tokens must be passed for them, ascending from 0; the last that applies is for all tokens."""
+
+_RATE_NAMES: Final = tuple(name for name in Rates.__struct_fields__ if name not in ("per", "uncounted", "complete"))
+
+
+def cost_nanos(sheet: Sheet, usage: TokenUsage) -> int:
+    """Return the nano-USD of one call, rounded once, half to even.
+
+    Raises:
+        UnpricedError: The counts contradict each other, or what they count has no known price.
+    """
+    rates = sheet[0][1]
+    if len(sheet) > 1:
+        passed = _total(usage.input_tokens, "input", *_input_parts(usage))
+        for start, step in sheet:
+            if passed > start:
+                rates = step
+    numerator = _input_numerator(rates, usage) + _output_numerator(rates, usage)
+    if rates.requests:
+        numerator += rates.requests
+    elif rates.uncounted and rates.input is None and rates.output is None:
+        raise UnpricedError(f"priced by {' and '.join(rates.uncounted)}, which the usage does not count")
+    nanos = round_half_even(numerator, rates.per)
+    if nanos > _MAX_NANOS:
+        raise UnpricedError("invalid usage: the counts are absurd")
+    return nanos
+
+
+def round_half_even(numerator: int, denominator: int) -> int:
+    """Return the whole number nearest to the fraction, the even one of two that are as near.
+
+    Args:
+        numerator: At least 0.
+        denominator: Even and positive.
+
+    >>> [round_half_even(n, 10) for n in (4, 5, 6, 15, 25)]
+    [0, 0, 1, 2, 2]
+    """
+    quotient, rest = divmod(numerator, denominator)
+    half = denominator >> 1
+    return quotient + (rest > half or (rest == half and quotient & 1))
+
+
+def overlay(base: Sheet, over: Sheet) -> Sheet:
+    """Return `base` with every rate that `over` gives in its place, at every step of either."""
+    starts = sorted({start for start, _ in (*base, *over)})
+    return tuple((start, _merged(_rates_past(base, start), _rates_past(over, start))) for start in starts)
+
+
+def _rates_past(sheet: Sheet, start: int) -> Rates:
+    return next(rates for step, rates in reversed(sheet) if step <= start)
+
+
+def _merged(base: Rates, over: Rates) -> Rates:
+    per = max(base.per, over.per)
+    values: dict[str, int | None] = {}
+    for name in _RATE_NAMES:
+        rates = base if getattr(over, name) is None else over
+        rate = getattr(rates, name)
+        values[name] = None if rate is None else rate * (per // rates.per)
+    uncounted = tuple(dict.fromkeys((*base.uncounted, *over.uncounted)))
+    return Rates(**values, per=per, uncounted=uncounted, complete=base.complete)
+
+
+def _input_parts(usage: TokenUsage) -> Sequence[int | None]:
+    return (
+        usage.cache_read_input_tokens,
+        usage.cache_creation_input_tokens,
+        usage.input_audio_tokens,
+        usage.input_image_tokens,
+        usage.cache_read_input_audio_tokens,
+    )
+
+
+def _input_numerator(rates: Rates, usage: TokenUsage) -> int:
+    rate = rates.input
+    if rate is None and rates.complete:
+        return _unbilled("input", usage.input_tokens, *_input_parts(usage))
+    if rate is None or usage.input_audio_tokens or usage.input_image_tokens or usage.cache_read_input_audio_tokens:
+        return _mixed_input(rates, usage)
+    read, write = usage.cache_read_input_tokens, usage.cache_creation_input_tokens
+    rest = usage.input_tokens or 0
+    numerator = 0
+    if read or write:
+        rest = _total(usage.input_tokens, "input", read, write)
+        _unbilled("input", read, write)
+        if read and rates.cache_read is not None:
+            numerator += read * rates.cache_read
+            rest -= read
+        if write and rates.cache_write is not None:
+            numerator += write * rates.cache_write
+            rest -= write
+    if rest < 0:
+        _reject("cached tokens exceed the input" if numerator else "input tokens are below 0")
+    return numerator + rest * rate
+
+
+def _mixed_input(rates: Rates, usage: TokenUsage) -> int:
+    rest = _total(usage.input_tokens, "input", *_input_parts(usage))
+    _unbilled("input", rest, *_input_parts(usage))
+    both = _cached_audio(rates, usage)
+    numerator = both * (rates.cache_read_audio or 0)
+    rest -= both
+    for name, rate, count, inner in (
+        ("cached", rates.cache_read, usage.cache_read_input_tokens, usage.cache_read_input_audio_tokens),
+        ("cache write", rates.cache_write, usage.cache_creation_input_tokens, None),
+        ("audio", rates.input_audio, usage.input_audio_tokens, usage.cache_read_input_audio_tokens),
+        ("image", rates.input_image, usage.input_image_tokens, None),
+    ):
+        if rate is None:
+            continue
+        share = _total(count, name, inner) - (both if inner else 0)
+        if share < 0:
+            _reject(f"cached audio tokens exceed the {name} tokens")
+        numerator += share * rate
+        rest -= share
+    if rest < 0:
+        _reject("cached, audio and image tokens exceed the input")
+    return numerator + rest * _known(rates.input, rest, "input")
+
+
+def _cached_audio(rates: Rates, usage: TokenUsage) -> int:
+    read, audio = usage.cache_read_input_tokens, usage.input_audio_tokens
+    if read and usage.input_image_tokens and "cache_image_read_mtok" in rates.uncounted:
+        raise UnpricedError("how many of the image tokens were cached is not known")
+    if rates.cache_read_audio is None:
+        return 0
+    both = usage.cache_read_input_audio_tokens
+    if both is None and read and audio:
+        raise UnpricedError("how many of the audio tokens were cached is not known")
+    return both or 0
+
+
+def _output_numerator(rates: Rates, usage: TokenUsage) -> int:
+    rate = rates.output
+    reasoning, audio, image = usage.reasoning_output_tokens, usage.output_audio_tokens, usage.output_image_tokens
+    if rate is None and rates.complete:
+        return _unbilled("output", usage.output_tokens, reasoning, audio, image)
+    rest = usage.output_tokens or 0
+    numerator = 0
+    if reasoning or audio or image:
+        rest = _total(usage.output_tokens, "output", reasoning, audio, image)
+        _unbilled("output", reasoning, audio, image)
+        if reasoning and rates.reasoning is not None:
+            numerator += reasoning * rates.reasoning
+            rest -= reasoning
+        if audio and rates.output_audio is not None:
+            numerator += audio * rates.output_audio
+            rest -= audio
+        if image and rates.output_image is not None:
+            numerator += image * rates.output_image
+            rest -= image
+    if rest < 0:
+        _reject("reasoning, audio and image tokens exceed the output" if numerator else "output tokens are below 0")
+    return numerator + rest * (_known(rate, rest, "output") if rate is None else rate)
+
+
+def _known(rate: int | None, count: int, name: str) -> int:
+    if rate is None and count:
+        raise UnpricedError(f"no {name} price known")
+    return rate or 0
+
+
+def _total(total: int | None, name: str, *parts: int | None) -> int:
+    if total is None and any(parts):
+        _reject(f"parts of the {name} tokens without their total")
+    return total or 0
+
+
+def _unbilled(name: str, *counts: int | None) -> int:
+    if any(count < 0 for count in counts if count is not None):
+        _reject(f"{name} tokens are below 0")
+    return 0
+
+
+def _reject(what: str) -> NoReturn:
+    raise UnpricedError(f"invalid usage: {what}")
