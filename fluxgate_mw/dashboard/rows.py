@@ -1,0 +1,201 @@
+"""From the store's values to what the templates show, row by row. Pure; every text is still unescaped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any, Final
+
+from fluxgate_mw.dashboard import chart
+from fluxgate_mw.dashboard import format as fmt
+from fluxgate_mw.event import UsageEvent
+from fluxgate_mw.query import CostReport, CostRow
+from fluxgate_mw.semconv import Status
+
+__all__ = ["Amount", "CostLine", "RequestLine", "context_of", "cost_lines", "labels_of", "request_lines", "tokens_of"]
+
+_TONES: Final[Mapping[Status, str]] = {"SUCCESS": "good", "CANCELLED": "warn", "MAX_TOKENS": "warn"}
+_NAMELESS: Final = {"feature": "no feature", "user": "no user", "model": "no model"}
+_TOKEN_BUCKETS: Final = (
+    ("input_tokens", "Input", False),
+    ("cache_read_input_tokens", "read from cache", True),
+    ("cache_creation_input_tokens", "written to cache", True),
+    ("input_audio_tokens", "audio", True),
+    ("cache_read_input_audio_tokens", "audio read from cache", True),
+    ("input_image_tokens", "image", True),
+    ("output_tokens", "Output", False),
+    ("reasoning_output_tokens", "reasoning", True),
+    ("output_audio_tokens", "audio", True),
+    ("output_image_tokens", "image", True),
+)
+_CONTEXT: Final = (
+    ("Feature", "feature"),
+    ("Feature from", "feature_source"),
+    ("Step", "step"),
+    ("User from", "user_source"),
+    ("Session", "session_id"),
+    ("Conversation", "conversation_id"),
+    ("Route", "route"),
+    ("Method", "http_method"),
+    ("Web request", "request_id"),
+    ("Service", "service"),
+    ("Environment", "environment"),
+    ("Provider", "provider_name"),
+    ("Operation", "operation_name"),
+    ("API path", "api_path"),
+    ("Model asked for", "request_model"),
+    ("Model that answered", "response_model"),
+    ("Response", "response_id"),
+    ("Service tier", "service_tier"),
+    ("HTTP status", "http_status"),
+    ("Retries", "retries"),
+)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Money ready to show: its text, every digit for the title, the nano-USD for copying, and a badge or none."""
+
+    text: str
+    exact: str
+    nanos: int | None
+    badge: str | None = None
+
+    @classmethod
+    def of_call(cls, event: UsageEvent, text: str | None = None) -> Amount:
+        """Return the cost of one call; `text` = how a column writes it, None = alone."""
+        shown = fmt.call_cost(event.cost_nanos, estimated=event.usage_source == "estimated")
+        badge = "unpriced" if event.cost_nanos is None else None
+        return cls(shown if text is None else text, fmt.exact(event.cost_nanos), event.cost_nanos, badge)
+
+    @classmethod
+    def of_sum(cls, nanos: int, *, calls: int, unpriced: int) -> Amount:
+        """Return a sum that may be partly (then `≥`) or wholly (then a dash) unknown."""
+        if not unpriced:
+            return cls(fmt.total_cost(nanos), fmt.exact(nanos), nanos)
+        if unpriced >= calls and not nanos:
+            return cls(fmt.UNKNOWN, fmt.UNKNOWN, None, "unpriced")
+        badge = f"{fmt.count(unpriced)} of {fmt.count(calls)} calls unpriced"
+        return cls(f"≥ {fmt.total_cost(nanos)}", f"at least {fmt.exact(nanos)}", nanos, badge)
+
+    @classmethod
+    def per_call(cls, nanos: int, *, calls: int) -> Amount:
+        """Return the mean over the priced calls, in the style of one call; a dash where there is none."""
+        mean = None if calls <= 0 else round(nanos / calls)
+        return cls(fmt.call_cost(mean), fmt.exact(mean), mean)
+
+
+@dataclass(frozen=True)
+class RequestLine:
+    """One row of the Requests Explorer."""
+
+    event: UsageEvent
+    cost: Amount
+    tone: str
+    word: str
+
+    @property
+    def person(self) -> tuple[str | None, str | None]:
+        """The user's name, e-mail or id for the first line, and what else is known for the second."""
+        user = self.event.user
+        if user is None:
+            return None, None
+        first = user.name or user.email or user.id
+        second = user.email or user.id
+        return first, None if second == first else second
+
+
+def request_lines(events: Sequence[UsageEvent]) -> list[RequestLine]:
+    """Return the rows of a list of calls, with their costs aligned at the decimal point."""
+    texts = fmt.aligned([Amount.of_call(event).text for event in events])
+    return [
+        RequestLine(event, Amount.of_call(event, text), _TONES.get(event.status, "bad"), _word(event.status))
+        for event, text in zip(events, texts, strict=True)
+    ]
+
+
+def _word(status: str) -> str:
+    return status.replace("_", " ").capitalize()
+
+
+@dataclass(frozen=True)
+class CostLine:
+    """One row of the cost table. `bar` is its share of the dearest row's spend in per cent, for the small bar."""
+
+    row: CostRow
+    label: str
+    css: str
+    spend: Amount
+    per_call: Amount
+    share: str
+    bar: float
+    spark: str
+
+
+def labels_of(report: CostReport) -> dict[str | None, str]:
+    """Return how to name each value of the report's dimension."""
+    nameless = _NAMELESS.get(report.dimension, "none")
+    return {row.key: nameless if row.key is None else row.label or row.key for row in report.rows}
+
+
+def cost_lines(report: CostReport, days: Sequence[date] = ()) -> list[CostLine]:
+    """Return the rows of the cost table, dearest first, each with its spend per day as a small picture."""
+    labels = labels_of(report)
+    position = {day: n for n, day in enumerate(days)}
+    daily: dict[str | None, list[int]] = {row.key: [0] * len(days) for row in report.rows}
+    for point in report.days:
+        if point.day in position and point.key in daily:
+            daily[point.key][position[point.day]] += point.cost_nanos
+    lines = [_cost_line(n, row, report, labels, daily[row.key]) for n, row in enumerate(report.rows)]
+    spends = fmt.aligned([line.spend.text for line in lines])
+    means = fmt.aligned([line.per_call.text for line in lines])
+    return [
+        replace(line, spend=_text(line.spend, spend), per_call=_text(line.per_call, mean))
+        for line, spend, mean in zip(lines, spends, means, strict=True)
+    ]
+
+
+def _cost_line(n: int, row: CostRow, report: CostReport, labels: dict[str | None, str], daily: list[int]) -> CostLine:
+    total = report.total.cost_nanos
+    return CostLine(
+        row=row,
+        label=labels[row.key],
+        css=f"s{n + 1}" if n < chart.SERIES else "other",
+        spend=Amount.of_sum(row.cost_nanos, calls=row.calls, unpriced=row.unpriced),
+        per_call=Amount.per_call(row.cost_nanos, calls=row.calls - row.unpriced),
+        share=fmt.share(row.cost_nanos, total),
+        bar=round(100 * row.cost_nanos / total, 1) if total > 0 else 0.0,
+        spark=chart.spark(daily),
+    )
+
+
+def _text(amount: Amount, text: str) -> Amount:
+    return Amount(text, amount.exact, amount.nanos, amount.badge)
+
+
+def tokens_of(event: UsageEvent) -> list[tuple[str, int, bool]]:
+    """Return the reported token counts as name, count and whether it is part of the total above it."""
+    return [
+        (name, number, part)
+        for field, name, part in _TOKEN_BUCKETS
+        if (number := getattr(event, field)) is not None and (number or not part)
+    ]
+
+
+def context_of(event: UsageEvent) -> list[tuple[str, str]]:
+    """Return what is known of a call as names and texts, its metadata last."""
+    known = [(name, getattr(event, field)) for name, field in _CONTEXT]
+    facts = [(name, str(value)) for name, value in known if value not in (None, "none", "")]
+    if event.finish_reasons:
+        facts.append(("Finished by", ", ".join(event.finish_reasons)))
+    return facts + [(f"metadata.{key}", _plain(value)) for key, value in _sorted(event.metadata.items())]
+
+
+def _sorted(items: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    return sorted(items, key=lambda item: str(item[0]))
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
