@@ -20,7 +20,7 @@ from fluxgate_mw.event import UsageEvent
 from fluxgate_mw.query import CostReport, Dimension, EventFilter, EventPage, EventQuery
 from fluxgate_mw.stores.sqlite_connections import Connections, open_connection, truncate_wal
 from fluxgate_mw.stores.sqlite_queries import add_functions, select_costs, select_count, select_event, select_page
-from fluxgate_mw.stores.sqlite_schema import INSERT_EVENT, UPSERT_DAILY_COSTS, daily_costs, row_from_event, storable
+from fluxgate_mw.stores.sqlite_schema import UPSERT_DAILY_COSTS, daily_costs, insertion, row_from_event, storable
 
 __all__ = ["SQLiteStore"]
 
@@ -168,10 +168,10 @@ def _write(connection: sqlite3.Connection, rows: list[list[Any]]) -> int:
 def _write_row(cursor: sqlite3.Cursor, row: list[Any]) -> bool:
     """Insert one row and say whether it was new; a row that SQLite refuses is made storable in place."""
     try:
-        cursor.execute(INSERT_EVENT, row)
+        cursor.execute(*insertion(row))
     except (OverflowError, UnicodeEncodeError):
         row[:] = storable(row)
-        cursor.execute(INSERT_EVENT, row)
+        cursor.execute(*insertion(row))
     return cursor.rowcount == 1
 
 

@@ -23,7 +23,7 @@ from fluxgate_mw.query import (
     EventPage,
     EventQuery,
 )
-from fluxgate_mw.stores.sqlite_schema import COLUMNS, MODEL, clean_text, event_from_row, iso_utc
+from fluxgate_mw.stores.sqlite_schema import COLUMNS, MODEL, UNUSUAL, clean_text, event_from_row, iso_utc
 
 __all__ = ["MAX_PAGE", "add_functions", "select_costs", "select_count", "select_event", "select_page"]
 
@@ -213,6 +213,8 @@ def _value_conditions(where: EventFilter) -> tuple[list[str], list[Any]]:
     conditions = [
         _one_of(_EXPRESSIONS[dimension], values, parameters) for dimension, values in _value_filters(where) if values
     ]
+    if where.statuses and "SUCCESS" not in where.statuses:
+        conditions.append(UNUSUAL)
     if where.text:
         conditions.append(_contains(where.text, parameters))
     return conditions, parameters

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, get_args
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, Final
 
 import msgspec
 
@@ -23,24 +25,25 @@ from fluxgate_mw.query import ERROR_STATUSES, Dimension
 
 __all__ = [
     "COLUMNS",
-    "DIMENSIONS",
-    "INSERT_EVENT",
     "MODEL",
     "SCHEMA_VERSION",
+    "UNUSUAL",
     "UPSERT_DAILY_COSTS",
     "clean_text",
     "create_schema",
     "daily_costs",
     "event_from_row",
+    "insertion",
     "iso_utc",
     "row_from_event",
     "storable",
 ]
 
 SCHEMA_VERSION: Final = 1
-DIMENSIONS: Final[tuple[Dimension, ...]] = get_args(Dimension)
 MODEL: Final = "COALESCE(NULLIF(response_model, ''), request_model)"
 """`UsageEvent.model` in SQL."""
+UNUSUAL: Final = "status <> 'SUCCESS'"
+"""What the index of statuses covers: hardly any call, so that it costs hardly anything."""
 
 _LARGEST_SUMMED: Final = 2**53
 _LARGEST_INTEGER: Final = 2**63 - 1
@@ -83,14 +86,11 @@ COLUMNS: Final = tuple(_COLUMN_TYPES)
 
 _AT: Final = {column: place for place, column in enumerate(COLUMNS)}
 _OCCURRED_AT, _FINISH_REASONS, _METADATA = _AT["occurred_at"], _AT["finish_reasons"], _AT["metadata"]
-_SUMMED: Final = tuple(_AT[name] for name in ("cost_nanos", "input_tokens", "output_tokens"))
+_COST, _INPUT_TOKENS, _OUTPUT_TOKENS = _AT["cost_nanos"], _AT["input_tokens"], _AT["output_tokens"]
+_SUMMED: Final = (_COST, _INPUT_TOKENS, _OUTPUT_TOKENS)
 _USER: Final = slice(_USER_AT, _USER_AT + len(_USER_TYPES))
 _NOBODY: Final = (None,) * len(_USER_TYPES)
 
-INSERT_EVENT: Final = (
-    f"INSERT INTO events ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608
-    "ON CONFLICT (event_id) DO NOTHING"
-)
 UPSERT_DAILY_COSTS: Final = """
 INSERT INTO daily_costs
        (day, dimension, known, value, label, calls, cost_nanos, unpriced, errors, input_tokens, output_tokens)
@@ -110,7 +110,7 @@ _SCHEMA: Final = (
     "CREATE INDEX events_by_feature ON events (feature, occurred_at)",
     "CREATE INDEX events_by_user ON events (user_id, occurred_at)",
     f"CREATE INDEX events_by_model ON events ({MODEL}, occurred_at)",
-    "CREATE INDEX events_by_status ON events (status, occurred_at)",
+    f"CREATE INDEX events_by_status ON events (status, occurred_at) WHERE {UNUSUAL}",
     """
     CREATE TABLE daily_costs (
         day TEXT NOT NULL,
@@ -201,6 +201,25 @@ def _storable(value: Any) -> Any:
     return value
 
 
+def insertion(row: Sequence[Any]) -> tuple[str, Sequence[Any]]:
+    """Return the statement that inserts this row unless its id is there, and its parameters.
+
+    Only columns that have a value are named: the driver's binding of a None costs as much as that of ten strings
+    (measured: 20.7 microseconds a row with, 15.0 without).
+    """
+    sql, parameters = _insertion(tuple([value is None for value in row]))
+    return sql, parameters(row)
+
+
+@lru_cache(maxsize=256)
+def _insertion(unknown: tuple[bool, ...]) -> tuple[str, Callable[[Sequence[Any]], tuple[Any, ...]]]:
+    places = [place for place, without_value in enumerate(unknown) if not without_value]
+    columns = ", ".join(COLUMNS[place] for place in places)
+    values = ", ".join("?" * len(places))
+    sql = f"INSERT INTO events ({columns}) VALUES ({values}) ON CONFLICT (event_id) DO NOTHING"  # noqa: S608
+    return sql, itemgetter(*places)
+
+
 def event_from_row(row: Sequence[Any]) -> UsageEvent:
     """Return the event of a row of `COLUMNS`; NULL is the field's default."""
     values = {name: value for name, value in zip(COLUMNS, row, strict=True) if value is not None}
@@ -214,37 +233,38 @@ def event_from_row(row: Sequence[Any]) -> UsageEvent:
     return UsageEvent(**values)
 
 
-_VALUES_AT: Final = tuple(_AT[name] for name in ("feature", "user_id", "provider_name", "route", "status"))
-_RESPONSE_MODEL, _REQUEST_MODEL = _AT["response_model"], _AT["request_model"]
-_USER_NAME, _USER_EMAIL = _AT["user_name"], _AT["user_email"]
+_SHARED: Final = tuple(_AT[name] for name in ("feature", "provider_name", "route", "status"))
+_SHARED_DIMENSIONS: Final[tuple[Dimension, ...]] = ("feature", "provider", "route", "status", "model")
+_USER_ID, _USER_NAME, _USER_EMAIL = _AT["user_id"], _AT["user_name"], _AT["user_email"]
+_RESPONSE_MODEL, _REQUEST_MODEL, _STATUS = _AT["response_model"], _AT["request_model"], _AT["status"]
+
+_Totals = dict[tuple[Any, ...], list[int]]
 
 
 def daily_costs(rows: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
-    """Return the parameters of `UPSERT_DAILY_COSTS` that add up these rows of `COLUMNS`, each counted once."""
-    totals: dict[tuple[Any, ...], list[int]] = {}
+    """Return the parameters of `UPSERT_DAILY_COSTS` that add up these rows of `COLUMNS`, each counted once.
+
+    Users are many and the rest are few: summing the rest together first makes it two additions an event, not six.
+    """
+    shared: _Totals = {}
+    marginals: _Totals = {}
     labels: dict[tuple[str, str], str] = {}
+    values_of = itemgetter(*_SHARED)
     for row in rows:
-        day = row[_OCCURRED_AT][:10]
-        feature, user, provider, route, status = (row[place] for place in _VALUES_AT)
-        cost, input_tokens, output_tokens = (row[place] for place in _SUMMED)
+        day, user, sums = row[_OCCURRED_AT][:10], row[_USER_ID], _sums(row)
+        _add(shared, (day, *values_of(row), row[_RESPONSE_MODEL] or row[_REQUEST_MODEL]), sums)
+        _add(marginals, (day, "user", user), sums)
         if label := row[_USER_NAME] or row[_USER_EMAIL]:
             labels[day, user] = label
-        model = row[_RESPONSE_MODEL] or row[_REQUEST_MODEL]
-        _add(
-            totals,
-            (day, feature, user, model, provider, route, status),
-            (1, cost or 0, cost is None, status in ERROR_STATUSES, input_tokens or 0, output_tokens or 0),
-        )
-    marginals: dict[tuple[Any, ...], list[int]] = {}
-    for (day, *values), sums in totals.items():
-        for dimension, value in zip(DIMENSIONS, values, strict=True):
-            _add(marginals, (day, dimension, value), sums)
+    for (day, *values), total in shared.items():
+        for dimension, value in zip(_SHARED_DIMENSIONS, values, strict=True):
+            _add(marginals, (day, dimension, value), total)
     return [
         (
             day,
             dimension,
             value is not None,
-            "" if value is None else value,
+            value or "",
             labels.get((day, value)) if dimension == "user" else None,
             *sums,
         )
@@ -252,9 +272,18 @@ def daily_costs(rows: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
     ]
 
 
-def _add(totals: dict[tuple[Any, ...], list[int]], key: tuple[Any, ...], sums: Sequence[int]) -> None:
+def _sums(row: Sequence[Any]) -> tuple[int, ...]:
+    cost, input_tokens, output_tokens = row[_COST], row[_INPUT_TOKENS], row[_OUTPUT_TOKENS]
+    return 1, cost or 0, cost is None, row[_STATUS] in ERROR_STATUSES, input_tokens or 0, output_tokens or 0
+
+
+def _add(totals: _Totals, key: tuple[Any, ...], sums: Sequence[int]) -> None:
     if (total := totals.get(key)) is None:
         totals[key] = list(sums)
         return
-    for place, value in enumerate(sums):
-        total[place] += value
+    total[0] += sums[0]
+    total[1] += sums[1]
+    total[2] += sums[2]
+    total[3] += sums[3]
+    total[4] += sums[4]
+    total[5] += sums[5]
