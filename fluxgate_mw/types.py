@@ -224,6 +224,7 @@ class Store(Protocol):
         """Store each event once per `event_id` and its roll-ups in one transaction; return how many were new.
 
         Guarantees: on return the events are durable; on an error none of them is. Inserting again changes nothing.
+        An empty sequence stores nothing, and its success proves that the store can be written now.
 
         Raises:
             BackendUnavailable: Retry later.
