@@ -54,7 +54,7 @@ class MemoryBuffer:
         """See `Buffer`."""
         self._check_open()
         deadline = time.monotonic() + wait_s
-        while not self._stream.waiting and (left := deadline - time.monotonic()) > 0:
+        while not self._stream.waiting and (left := deadline - time.monotonic()) > 0:  # noqa: ASYNC110  (other readers wait too)
             await anyio.sleep(min(_POLL_S, left))
         taken = list(itertools.islice(self._stream.waiting.items(), max_entries))
         for entry_id, _ in taken:

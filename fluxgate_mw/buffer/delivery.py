@@ -1,0 +1,402 @@
+"""The other side of `emit`: a bounded queue, and the loop that empties it into the stream or the spool.
+
+The queue's fields are written by any thread without a lock, the counters of the loop by the loop alone. Knows that a
+stream and a spool are buffers, and nothing of Redis or of who emits.
+"""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from fluxgate_mw.buffer.breaker import CircuitBreaker
+from fluxgate_mw.buffer.lifecycle import register, start_thread
+from fluxgate_mw.buffer.pack import count, pack
+from fluxgate_mw.buffer.spool import Spool
+from fluxgate_mw.errors import BackendError, BackendUnavailable, BufferFull, ClosedError
+from fluxgate_mw.types import Buffer
+
+__all__ = ["Delivery", "Flush", "Limits"]
+
+_log = logging.getLogger(__name__)
+_PACK_EVENTS: Final = 100
+_PACK_BYTES: Final = 65_536
+_KEEP_POLLING_S: Final = 1.0
+_LONGEST_SLEEP_S: Final = 5.0
+_HELD_BACK_S: Final = 0.25
+_RETURN_ENTRIES: Final = 16
+_REPORT_EVERY_S: Final = 60.0
+_CLOSE_S: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of one emitter: events and bytes in memory, seconds between drains and for a shutdown."""
+
+    max_events: int
+    max_bytes: int
+    interval_s: float
+    shutdown_timeout_s: float
+
+
+@dataclass
+class Flush:
+    """One request to deliver what is queued: `accepted` is valid once `done`."""
+
+    dropped_before: int
+    done: bool = False
+    accepted: bool = False
+
+
+class Delivery:
+    """The queue of one emitter and the loop that drains it, in a thread that the first event starts.
+
+    Concurrency: what `emit` uses (`queue`, `emitted`, `refused`, `bytes_in`, `asleep`, `wake`) from anywhere; the rest
+    belongs to the loop.
+    """
+
+    def __init__(self, limits: Limits, spool: Callable[[], Spool], stream: Callable[[], Buffer] | None) -> None:
+        self.limits = limits
+        self._make_spool, self._make_stream = spool, stream
+        self._inherited: list[object] = []
+        self._begin()
+        register(self)
+
+    def _begin(self) -> None:
+        self.queue: deque[tuple[float, bytes]] = deque()
+        self.emitted = self.refused = self.bytes_in = self.bytes_out = 0
+        self.spooled_at_once = 0
+        self.asleep = True
+        self.leaving = False
+        self.sent = self.spooled = self.returned = 0
+        self.dropped: Counter[str] = Counter()
+        self.in_flight: list[tuple[float, bytes]] = []
+        self.breaker = CircuitBreaker()
+        self.spool = self._make_spool()
+        self._flushes: deque[Flush] = deque()
+        self._running = _thread.allocate_lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._woken = asyncio.Event()
+        self._stream: Buffer | None = None
+        self._probe: asyncio.Task[None] | None = None
+        self._stop_at: float | None = None
+        self._busy_at = self._return_at = 0.0
+        self._held_back = False
+        self._last_fault: type[BaseException] | None = None
+        self._reported, self._reported_at = 0, float("-inf")
+
+    @property
+    def total_dropped(self) -> int:
+        """How many events were lost so far, for whatever reason."""
+        return self.refused + self.dropped.total()
+
+    def oldest_at(self) -> float | None:
+        """Return when the oldest event in memory was queued, in monotonic seconds; None where there is none."""
+        try:
+            return (self.in_flight or self.queue)[0][0]
+        except IndexError:
+            return None
+
+    @property
+    def running(self) -> bool:
+        """Whether the loop runs or is about to."""
+        return self._running.locked()
+
+    def wake(self) -> None:
+        """See to it that the loop looks at the queue now; start its thread where there is none. Never blocks."""
+        loop = self._loop
+        try:
+            if loop is not None:
+                loop.call_soon_threadsafe(self._woken.set)
+            elif self._running.acquire(blocking=False):
+                start_thread(self._run_thread)
+        except RuntimeError:
+            if loop is None:
+                self._running.release()
+
+    def request_flush(self) -> Flush:
+        """Ask that all that is queued now be delivered now."""
+        flush = Flush(self.total_dropped)
+        self._flushes.append(flush)
+        self.wake()
+        return flush
+
+    def request_stop(self, timeout_s: float) -> None:
+        """Ask the loop to deliver what is queued and end, with what Redis does not take in time in the spool."""
+        if self.running:
+            self._stop_at = time.monotonic() + timeout_s
+            self.wake()
+
+    def finish(self) -> None:
+        """End without anyone waiting: the emitter is gone."""
+        self.request_stop(self.limits.shutdown_timeout_s)
+
+    def at_exit(self) -> None:
+        """Deliver what is queued, wait no longer than the shutdown's time-out, count and log what is lost."""
+        self.leaving = True
+        deadline = time.monotonic() + self.limits.shutdown_timeout_s
+        self.request_stop(self.limits.shutdown_timeout_s)
+        while self.running and time.monotonic() < deadline:
+            time.sleep(0.002)
+        if not self.running:
+            self.spill()
+        if lost := len(self.queue) + len(self.in_flight):
+            _log.error("%d usage events could not be delivered before the process ended", lost)
+
+    def spill(self) -> None:
+        """Write what is queued to the spool from the calling thread, where the loop cannot run any more."""
+        while (batch := self._take()) and self._to_spool(batch):
+            continue
+        self._put_back()
+        self._seal()
+
+    def after_fork_in_child(self) -> None:
+        """Forget what is the parent's: its queue, its counters, its connections, its locks.
+
+        The parent's loop and client are kept and never touched: their destructors would act on file descriptors that
+        both processes share.
+        """
+        self._inherited.append((self._loop, self._stream, self._probe, self._woken, self.spool))
+        self.spool.abandon()
+        self._begin()
+
+    def _run_thread(self) -> None:
+        try:
+            asyncio.run(self._run())
+        except OSError as error:
+            self._held_back = True
+            _log.error("the delivery of usage events could not start; the next event tries again: %s", error)
+        finally:
+            self._ended()
+
+    def _ended(self) -> None:
+        self._loop, self._stop_at, self.asleep = None, None, True
+        self._running.release()
+        if self.queue and not self._held_back and not self.leaving:
+            self.wake()
+
+    async def run(self) -> None:
+        """Deliver in the caller's event loop until stopped or cancelled. A no-op where it already runs elsewhere."""
+        if self._running.acquire(blocking=False):
+            try:
+                await self._run()
+            finally:
+                self._ended()
+
+    async def _run(self) -> None:
+        self._woken = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._return_at = 0.0
+        try:
+            while self._stop_at is None:
+                await self._guarded_cycle()
+                await self._pause()
+            await self._guarded_cycle()
+        finally:
+            self._put_back()
+            await self._release()
+
+    async def _guarded_cycle(self) -> None:
+        try:
+            if self._stream is None and self._make_stream is not None:
+                self._stream = self._make_stream()
+            await self._cycle()
+        except Exception as error:  # noqa: BLE001  (our fault must neither end the delivery nor lose the batch)
+            self._put_back()
+            self._held_back = True
+            if type(error) is not self._last_fault:
+                _log.exception("a fault of fluxgate-mw in the delivery of usage events; they wait and are tried again")
+            self._last_fault = type(error)
+
+    async def _release(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+        self._seal()
+        stream, self._stream = self._stream, None
+        try:
+            self.spool.stop_reading()
+            if stream is not None:
+                async with asyncio.timeout(_CLOSE_S):
+                    await stream.aclose()
+        except (BackendError, TimeoutError):
+            _log.debug("the stream's client did not close in time", exc_info=True)
+
+    async def _cycle(self) -> None:
+        flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
+        try:
+            self._held_back = not await self._drain()
+            await self._return_spooled()
+        finally:
+            self._answer(flushes)
+        self._report_drops()
+
+    def _answer(self, flushes: list[Flush]) -> None:
+        if self._held_back or self.in_flight:
+            self._flushes.extend(flushes)
+            return
+        if flushes:
+            self._seal()
+        for flush in flushes:
+            flush.accepted = self.total_dropped == flush.dropped_before
+            flush.done = True
+
+    async def _drain(self) -> bool:
+        left = len(self.queue)
+        while left > 0 and (batch := self._take()):
+            self._busy_at = time.monotonic()
+            left -= len(batch)
+            if not await self._to_stream(batch) and not self._to_spool(batch):
+                self._put_back()
+                return False
+        return True
+
+    def _take(self) -> list[tuple[float, bytes]]:
+        batch, size, popleft = self.in_flight, 0, self.queue.popleft
+        try:
+            while len(batch) < _PACK_EVENTS and size < _PACK_BYTES:
+                item = popleft()
+                batch.append(item)
+                size += len(item[1])
+        except IndexError:
+            pass
+        return batch
+
+    def _put_back(self) -> None:
+        self.queue.extendleft(reversed(self.in_flight))
+        self.in_flight = []
+
+    def _settled(self) -> int:
+        settled, self.in_flight = self.in_flight, []
+        self.bytes_out += sum(len(data) for _, data in settled)
+        return len(settled)
+
+    async def _to_stream(self, batch: list[tuple[float, bytes]]) -> bool:
+        if self._stream is None or self.breaker.state == "open" or self._too_late():
+            return False
+        payload = pack([data for _, data in batch])
+        if not await self._append(self._stream, payload, len(batch)):
+            return False
+        self.sent += self._settled()
+        return True
+
+    def _too_late(self) -> bool:
+        return self._stop_at is not None and time.monotonic() > self._stop_at - self.limits.shutdown_timeout_s / 5
+
+    async def _append(self, stream: Buffer, payload: bytes, events: int) -> bool:
+        try:
+            await stream.append(payload, events)
+        except (BackendError, BufferFull, ClosedError) as error:
+            if self.breaker.state == "closed":
+                _log.warning("usage events go to the spool for now: %s", error)
+            self.breaker.failed()
+            return False
+        if self.breaker.state != "closed":
+            _log.warning("usage events go to %s again", stream.name)
+            self._return_at = 0.0
+        self.breaker.succeeded()
+        return True
+
+    def _to_spool(self, batch: list[tuple[float, bytes]]) -> bool:
+        """Return whether the batch is settled, one way or the other."""
+        try:
+            self.spool.append_nowait(pack([data for _, data in batch]))
+        except BufferFull:
+            self.dropped["spool_full"] += self._settled()
+        except BackendUnavailable as error:
+            if not self._held_back:
+                _log.warning("usage events wait in memory: %s", error)
+            return False
+        else:
+            self.spooled += self._settled()
+        return True
+
+    async def _return_spooled(self) -> None:
+        """Move entries from the spool to a stream that takes any; few at a time, for the live events' sake."""
+        if self._stream is None or self._stop_at is not None:
+            return
+        if self.breaker.state == "open":
+            self._ask_in_background(self._stream)
+        elif time.monotonic() >= self._return_at:
+            try:
+                moved = await self._move_some(self._stream)
+            except BackendUnavailable:
+                moved = 0
+            self._return_at = 0.0 if moved else time.monotonic() + _LONGEST_SLEEP_S
+
+    async def _move_some(self, stream: Buffer) -> int:
+        entries = self.spool.read_nowait(_RETURN_ENTRIES)
+        moved = []
+        for entry in entries:
+            events = count(entry.payload)
+            if not await self._append(stream, entry.payload, events):
+                break
+            moved.append(entry)
+            self.returned += events
+        self.spool.ack_nowait(moved)
+        if len(moved) < len(entries) or not entries:
+            self.spool.stop_reading()
+        return len(moved)
+
+    def _ask_in_background(self, stream: Buffer) -> None:
+        """Ask the stream whether it answers at all, so that no live event waits for one that is frozen."""
+        if self.breaker.due() and (self._probe is None or self._probe.done()):
+            self._probe = asyncio.create_task(self._ask(stream))
+
+    async def _ask(self, stream: Buffer) -> None:
+        try:
+            await stream.backlog()
+        except BackendError:
+            self.breaker.failed()
+        else:
+            self.breaker.half_open()
+            self._return_at = 0.0
+
+    async def _pause(self) -> None:
+        if self._flushes and not self._held_back:
+            return
+        now = time.monotonic()
+        still_open = self._seal_due()
+        if self._held_back:
+            await self._wait(_HELD_BACK_S)
+        elif self.queue or still_open or now - self._busy_at < _KEEP_POLLING_S or self._return_at <= now:
+            await self._wait(self.limits.interval_s)
+        else:
+            self.asleep = True
+            if not self.queue and not self._flushes:
+                await self._wait(_LONGEST_SLEEP_S)
+            self.asleep = False
+
+    async def _wait(self, seconds: float) -> None:
+        if self._stop_at is not None:
+            return
+        timer = asyncio.get_running_loop().call_later(seconds, self._woken.set)
+        try:
+            await self._woken.wait()
+        finally:
+            timer.cancel()
+            self._woken.clear()
+
+    def _seal_due(self) -> bool:
+        try:
+            return self.spool.seal_due()
+        except BackendUnavailable:
+            return True
+
+    def _seal(self) -> None:
+        try:
+            self.spool.seal()
+        except BackendUnavailable:
+            _log.warning("the spool could not seal its segment; the next reader adopts it", exc_info=True)
+
+    def _report_drops(self) -> None:
+        total, now = self.total_dropped, time.monotonic()
+        if total > self._reported and now - self._reported_at >= _REPORT_EVERY_S:
+            reasons = dict(self.dropped) | ({"queue_full": self.refused} if self.refused else {})
+            _log.error("usage events dropped: %d since the last report; in all %s", total - self._reported, reasons)
+            self._reported, self._reported_at = total, now

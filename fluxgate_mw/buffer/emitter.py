@@ -1,0 +1,211 @@
+"""The sink that user code meets: take an event away from its caller in microseconds, and have it delivered."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import anyio
+import msgspec
+
+from fluxgate_mw.buffer.breaker import BreakerState
+from fluxgate_mw.buffer.cut import encode_within
+from fluxgate_mw.buffer.delivery import Delivery, Flush, Limits
+from fluxgate_mw.buffer.pack import pack
+from fluxgate_mw.buffer.spool import Spool
+from fluxgate_mw.errors import FluxGateError
+from fluxgate_mw.event import UsageEvent
+from fluxgate_mw.types import Buffer
+
+__all__ = ["Emitter", "EmitterStatistics"]
+
+_POLL_S: Final = 0.002
+_MAX_EVENT_BYTES: Final = 262_144
+
+
+class EmitterStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the events of one emitter in this process (a forked child counts from 0).
+
+    Guarantees: at rest, `emitted == sent + spooled + sum(dropped.values()) + queued`.
+
+    Args:
+        emitted: Calls of `emit`.
+        sent: Accepted by the stream straight from the queue.
+        spooled: Written to the spool.
+        returned: Moved from the spool to the stream later, by whatever process they were spooled; not in the sum.
+        dropped: Lost, by reason: `queue_full`, `spool_full`.
+        queued: Waiting in memory, the ones on their way included.
+        queued_bytes: Their encoded size.
+        oldest_age_s: How long the oldest of them has waited; None when nothing is queued.
+        breaker: State of the circuit breaker before the stream.
+    """
+
+    emitted: int
+    sent: int
+    spooled: int
+    returned: int
+    dropped: Mapping[str, int]
+    queued: int
+    queued_bytes: int
+    oldest_age_s: float | None
+    breaker: BreakerState
+
+
+class Emitter:
+    """A `Sink` that queues in memory and delivers from a thread of its own, which the first event starts.
+
+    Args:
+        spool: Makes the spool; called once here and once in each forked child.
+        stream: Makes the stream's buffer inside the delivery's event loop, again after a fork or a restart. None:
+            the spool is the buffer.
+        max_events: Most events that wait in memory.
+        max_bytes: Most bytes that wait in memory.
+        interval_s: Seconds between two drains.
+        shutdown_timeout_s: Seconds that `stop` and the process's exit wait.
+        durable: Write each event to the spool before `emit` returns, so that a kill -9 loses nothing. `emit` then
+            blocks for one write to the disk.
+
+    Guarantees: `emit` never raises, and blocks only where `durable`. An event is accepted when the stream replied or
+    the spool's write returned. A kill -9 loses at most what was queued since the last drain: `interval_s`, and up to
+    half a second more while a stream that just froze is given up. An event whose reply from the stream was lost goes
+    to the spool too and is counted once. After a fork the parent delivers what was queued; the child starts empty.
+
+    Concurrency: any thread, any event loop, `__del__`, signal handlers.
+    """
+
+    def __init__(
+        self,
+        *,
+        spool: Callable[[], Spool],
+        stream: Callable[[], Buffer] | None = None,
+        max_events: int = 100_000,
+        max_bytes: int = 67_108_864,
+        interval_s: float = 0.02,
+        shutdown_timeout_s: float = 5.0,
+        durable: bool = False,
+    ) -> None:
+        self._limits = Limits(max_events, max_bytes, interval_s, shutdown_timeout_s)
+        self._durable = durable
+        self._delivery = Delivery(self._limits, spool, stream)
+        weakref.finalize(self, self._delivery.finish).atexit = False
+
+    def emit(self, event: UsageEvent, /) -> None:
+        """See `Sink`. An event that is too long or has no wire form is cut down and marked, not lost."""
+        delivery, limits = self._delivery, self._limits
+        data = encode_within(event, _MAX_EVENT_BYTES)
+        delivery.emitted += 1
+        if not ((self._durable or delivery.leaving) and self._spool_now(data)):
+            waiting = delivery.bytes_in - delivery.bytes_out
+            if len(delivery.queue) >= limits.max_events or waiting + len(data) > limits.max_bytes:
+                delivery.refused += 1
+            else:
+                delivery.bytes_in += len(data)
+                delivery.queue.append((time.monotonic(), data))
+        if delivery.asleep:
+            delivery.wake()
+            delivery.asleep = False
+
+    def _spool_now(self, data: bytes) -> bool:
+        delivery = self._delivery
+        try:
+            delivery.spool.append_nowait(pack((data,)))
+            if delivery.leaving:
+                delivery.spool.seal()
+        except FluxGateError:
+            return False
+        delivery.spooled_at_once += 1
+        return True
+
+    def start(self) -> None:
+        """Start the delivery now instead of with the first event. Idempotent."""
+        self._delivery.wake()
+
+    async def run(self) -> None:
+        """Deliver in the caller's event loop instead of in a thread, until stopped or cancelled.
+
+        Returns at once where the delivery already runs. What is still queued when it ends is delivered by a thread.
+        """
+        await self._delivery.run()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Return whether everything queued at the call was accepted within `timeout_s` seconds.
+
+        Blocks the calling thread; in an event loop use `aflush`.
+        """
+        flush = self._request_flush()
+        if flush is None:
+            return True
+        _wait(lambda: flush.done, timeout_s)
+        return flush.accepted
+
+    async def aflush(self, timeout_s: float) -> bool:
+        """Do as `flush` without blocking the event loop. Cancelling it takes nothing back."""
+        flush = self._request_flush()
+        if flush is None:
+            return True
+        await _await(lambda: flush.done, timeout_s)
+        return flush.accepted
+
+    def _request_flush(self) -> Flush | None:
+        delivery = self._delivery
+        if delivery.running or delivery.queue:
+            return delivery.request_flush()
+        return None
+
+    def stop(self, timeout_s: float | None = None) -> bool:
+        """Deliver what is queued and end the thread; return whether that was done in time. Idempotent.
+
+        What the stream does not take goes to the spool; what the spool does not take either stays queued. A later
+        event starts the delivery again.
+
+        Args:
+            timeout_s: Seconds to wait; None = `shutdown_timeout_s`.
+        """
+        timeout_s = self._limits.shutdown_timeout_s if timeout_s is None else timeout_s
+        self._delivery.request_stop(timeout_s)
+        _wait(lambda: not self._delivery.running, timeout_s)
+        return self._stopped()
+
+    async def astop(self, timeout_s: float | None = None) -> bool:
+        """Do as `stop` without blocking the event loop."""
+        timeout_s = self._limits.shutdown_timeout_s if timeout_s is None else timeout_s
+        self._delivery.request_stop(timeout_s)
+        await _await(lambda: not self._delivery.running, timeout_s)
+        return self._stopped()
+
+    def _stopped(self) -> bool:
+        return not self._delivery.running and not self._delivery.queue
+
+    def statistics(self) -> EmitterStatistics:
+        """Return a snapshot of the counters of this process."""
+        delivery = self._delivery
+        in_flight = delivery.in_flight
+        oldest_at = delivery.oldest_at()
+        dropped = dict(delivery.dropped)
+        if delivery.refused:
+            dropped["queue_full"] = delivery.refused
+        return EmitterStatistics(
+            emitted=delivery.emitted,
+            sent=delivery.sent,
+            spooled=delivery.spooled + delivery.spooled_at_once,
+            returned=delivery.returned,
+            dropped=dropped,
+            queued=len(delivery.queue) + len(in_flight),
+            queued_bytes=delivery.bytes_in - delivery.bytes_out,
+            oldest_age_s=None if oldest_at is None else time.monotonic() - oldest_at,
+            breaker=delivery.breaker.state,
+        )
+
+
+def _wait(condition: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+async def _await(condition: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:  # noqa: ASYNC110  (set in another thread)
+        await anyio.sleep(_POLL_S)

@@ -1,0 +1,359 @@
+"""The Redis stream between the emitters and the flushers. The one module that names a Redis command or error.
+
+One entry is one pack. A consumer group made at `0` hands each entry to one consumer until it is acknowledged, and an
+acknowledged entry is deleted in the same transaction. The live stream is never trimmed: the producer looks at its
+length and at the server's memory instead, and says that it is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import DataError, RedisError, ResponseError
+
+from fluxgate_mw.buffer.dead_letters import DeadLetter, now_ms
+from fluxgate_mw.errors import BackendRejected, BackendUnavailable, BufferFull, ClosedError
+from fluxgate_mw.settings import mask_url
+from fluxgate_mw.types import Entry
+
+__all__ = ["RedisStream"]
+
+_TIMEOUT_S: Final = 0.5
+_LONGEST_BLOCK_S: Final = 5.0
+_BLOCKING_TIMEOUT_S: Final = 10.0
+_LOOK_EVERY_S: Final = 1.0
+_LOOK_EVERY_ENTRIES: Final = 2_000
+_FULL_MEMORY_SHARE: Final = 0.9
+_BACKOFF_S: Final = (0.05, 5.0)
+_NEWEST_FIRST_ID, _LAST_ID = "0-0", "+"
+
+
+class RedisStream:
+    """One producer and one consumer of a Redis or Valkey stream.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`; credentials in it appear in no message.
+        stream_key: Key of the stream; dead letters are at `<stream_key>:dead`.
+        consumer_group: Group of the flushers; made at `0` when first read.
+        consumer_name: This reader's name in the group; None = host, process and a random part.
+        max_entries: `append` says that the stream is full from this length on.
+        max_bytes: The same from this size of the stream on, and where the server's `maxmemory` is nine tenths full.
+            Looked at once a second or every 2,000 entries, so that producers can pass it by what they add meanwhile.
+        timeout_s: For a connection and for a reply, except a blocking read's.
+
+    Guarantees: no command is sent twice. What `append` could not confirm may have been added.
+
+    Concurrency: one event loop, the one that used it first; after a fork make another.
+
+    Source: redis.io commands XADD, XREADGROUP, XAUTOCLAIM, XPENDING, XACK, XDEL, read 2026-08.
+    """
+
+    name = "redis"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        stream_key: str,
+        consumer_group: str,
+        consumer_name: str | None = None,
+        max_entries: int = 1_000_000,
+        max_bytes: int = 1 << 30,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> None:
+        self._url, self._timeout_s = url, timeout_s
+        self._key, self._dead_key, self._group = stream_key, f"{stream_key}:dead", consumer_group
+        self._consumer = consumer_name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._max_entries, self._max_bytes = max_entries, max_bytes
+        self._client = _client(url, timeout_s)
+        self._blocking = _client(url, _BLOCKING_TIMEOUT_S)
+        self._full = ""
+        self._looked_at, self._since_look = float("-inf"), 0
+        self._group_exists = self._was_reading = self._closed = False
+        self._backoff_s = _BACKOFF_S[0]
+        self._cursor: str | bytes = _NEWEST_FIRST_ID
+        self._trimmed = 0
+
+    async def append(self, payload: bytes, events: int, /) -> None:
+        """See `Buffer`."""
+        async with self._translated(self._timeout_s):
+            if self._since_look >= _LOOK_EVERY_ENTRIES or time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
+                await self._look()
+            if self._full:
+                raise BufferFull(self._full)
+            self._since_look += 1
+            await self._client.execute_command("XADD", self._key, "*", "payload", payload, "events", events)
+
+    async def _look(self) -> None:
+        length, size, memory = await self._figures()
+        limit, used = memory.get("maxmemory", 0), memory.get("used_memory", 0)
+        self._full = ""
+        if length >= self._max_entries:
+            self._full = f"redis: the stream has {length} entries"
+        elif size >= self._max_bytes:
+            self._full = f"redis: the stream has {size} bytes"
+        elif limit and used >= limit * _FULL_MEMORY_SHARE:
+            self._full = f"redis: {used} of {limit} bytes of memory are used"
+        self._looked_at, self._since_look = time.monotonic(), 0
+
+    async def _figures(self) -> tuple[int, int, Mapping[str, int]]:
+        async with self._client.pipeline(transaction=False) as pipeline:
+            pipeline.execute_command("XLEN", self._key)
+            pipeline.execute_command("MEMORY", "USAGE", self._key)
+            pipeline.execute_command("INFO", "memory")
+            length, size, memory = await pipeline.execute(raise_on_error=False)
+        if isinstance(length, Exception):
+            raise length
+        known = {} if isinstance(memory, Exception) else _numbers(memory)
+        return int(length), 0 if isinstance(size, Exception) else int(size or 0), known
+
+    async def read(self, *, max_entries: int, wait_s: float) -> Sequence[Entry]:
+        """See `Buffer`. A group that is gone (server restarted empty, key deleted) is made again, with backoff."""
+        async with self._translated():
+            if not self._group_exists:
+                await self._make_group()
+            options = ["COUNT", max_entries]
+            if wait_s > 0:
+                options += ["BLOCK", max(1, int(min(wait_s, _LONGEST_BLOCK_S) * 1000))]
+            try:
+                streams = await self._blocking.execute_command(
+                    "XREADGROUP", "GROUP", self._group, self._consumer, *options, "STREAMS", self._key, ">"
+                )
+            except ResponseError as error:
+                await self._group_lost(error, wait_s)
+                return []
+        self._was_reading = True
+        if not streams:
+            return []
+        self._backoff_s = _BACKOFF_S[0]
+        return [_entry(entry_id, fields) for _, found in streams for entry_id, fields in found]
+
+    async def _make_group(self) -> None:
+        try:
+            await self._client.execute_command("XGROUP", "CREATE", self._key, self._group, "0", "MKSTREAM")
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+        self._group_exists = True
+
+    async def _group_lost(self, error: ResponseError, wait_s: float) -> None:
+        if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
+            raise error
+        self._group_exists = False
+        await asyncio.sleep(min(self._backoff_s, wait_s))
+        self._backoff_s = min(self._backoff_s * 2, _BACKOFF_S[1])
+
+    async def reclaim(self, *, min_idle_s: float, max_entries: int) -> Sequence[Entry]:
+        """See `Buffer`. An entry that was deleted unread by somebody else is counted as `trimmed` in `backlog`."""
+        async with self._translated():
+            if not self._group_exists:
+                await self._make_group()
+            claimed: list[Entry] = []
+            try:
+                while len(claimed) < max_entries:
+                    claimed += await self._claim_some(min_idle_s, max_entries - len(claimed))
+                    if self._cursor == _NEWEST_FIRST_ID:
+                        break
+            except ResponseError as error:
+                await self._group_lost(error, 0)
+                return []
+            counts = await self._delivery_counts([entry.entry_id for entry in claimed])
+        return [Entry(entry.entry_id, entry.payload, times) for entry, times in zip(claimed, counts, strict=True)]
+
+    async def _claim_some(self, min_idle_s: float, max_entries: int) -> list[Entry]:
+        cursor, found, *deleted = await self._client.execute_command(
+            "XAUTOCLAIM",
+            self._key,
+            self._group,
+            self._consumer,
+            int(min_idle_s * 1000),
+            self._cursor,
+            "COUNT",
+            max_entries,
+        )
+        self._cursor = cursor.decode()
+        self._trimmed += len(deleted[0]) if deleted else 0
+        return [_entry(entry_id, fields) for entry_id, fields in found if fields is not None]
+
+    async def _delivery_counts(self, entry_ids: Sequence[str]) -> list[int]:
+        if not entry_ids:
+            return []
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for entry_id in entry_ids:
+                pipeline.execute_command("XPENDING", self._key, self._group, entry_id, entry_id, 1)
+            found = await pipeline.execute()
+        return [int(rows[0][3]) if rows else 1 for rows in found]
+
+    async def ack(self, entries: Sequence[Entry], /) -> None:
+        """See `Buffer`."""
+        if not entries:
+            return
+        ids = [entry.entry_id for entry in entries]
+        async with self._translated(), self._client.pipeline(transaction=True) as pipeline:
+            pipeline.execute_command("XACK", self._key, self._group, *ids)
+            pipeline.execute_command("XDEL", self._key, *ids)
+            await pipeline.execute()
+
+    async def dead_letter(self, entry: Entry, payload: bytes, reason: str, /) -> None:
+        """See `Buffer`."""
+        fields: list[str | int | bytes] = ["payload", payload, "reason", reason, "entry_id", entry.entry_id]
+        fields += ["delivery_count", entry.delivery_count, "at", now_ms()]
+        async with self._translated():
+            await self._client.execute_command("XADD", self._dead_key, "*", *fields)
+
+    async def dead_letters(self, limit: int) -> Sequence[DeadLetter]:
+        """See `DeadLetters`."""
+        async with self._translated():
+            return await self._dead("-", limit)
+
+    async def _dead(self, after: str, limit: int) -> list[DeadLetter]:
+        found = await self._client.execute_command("XRANGE", self._dead_key, after, _LAST_ID, "COUNT", limit)
+        return [_letter(letter_id.decode(), _mapping(fields)) for letter_id, fields in found]
+
+    async def _each_dead(self, letter_ids: Collection[str] | None) -> AsyncIterator[DeadLetter]:
+        after = "-"
+        while letters := await self._dead(after, 100):
+            for letter in letters:
+                if letter_ids is None or letter.letter_id in letter_ids:
+                    yield letter
+            after = f"({letters[-1].letter_id}"
+
+    async def replay(self, letter_ids: Collection[str] | None = None) -> int:
+        """See `DeadLetters`. Letters that come while it runs are not replayed again."""
+        async with self._translated():
+            letters = [letter.letter_id async for letter in self._each_dead(letter_ids)]
+            for letter_id in letters:
+                await self._replay_one(letter_id)
+        return len(letters)
+
+    async def _replay_one(self, letter_id: str) -> None:
+        found = await self._client.execute_command("XRANGE", self._dead_key, letter_id, letter_id)
+        for _, fields in found:
+            async with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.execute_command("XADD", self._key, "*", "payload", _mapping(fields)[b"payload"])
+                pipeline.execute_command("XDEL", self._dead_key, letter_id)
+                await pipeline.execute()
+
+    async def drop(self, letter_ids: Collection[str] | None = None) -> int:
+        """See `DeadLetters`."""
+        async with self._translated():
+            doomed = [letter.letter_id async for letter in self._each_dead(letter_ids)]
+            return int(await self._client.execute_command("XDEL", self._dead_key, *doomed)) if doomed else 0
+
+    async def backlog(self) -> Mapping[str, int]:
+        """See `Buffer`. Also `trimmed`: pending entries that somebody else deleted, as this reader met them."""
+        async with self._translated():
+            length, size, _ = await self._figures()
+            dead = await self._client.execute_command("XLEN", self._dead_key)
+            pending = await self._pending()
+        return {
+            "entries": length,
+            "pending": pending,
+            "dead_letters": int(dead),
+            "bytes": size,
+            "trimmed": self._trimmed,
+        }
+
+    async def _pending(self, *consumer: str) -> int:
+        try:
+            if not consumer:
+                return int((await self._client.execute_command("XPENDING", self._key, self._group))[0])
+            rows = await self._client.execute_command("XPENDING", self._key, self._group, "-", "+", 1, *consumer)
+            return len(rows)
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            return 0
+
+    async def aclose(self) -> None:
+        """See `Buffer`. The consumer is deleted from the group where nothing is pending for it."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._was_reading:
+                await self._leave_group()
+        except BackendUnavailable:
+            pass
+        finally:
+            await self._client.aclose()
+            await self._blocking.aclose()
+
+    async def _leave_group(self) -> None:
+        async with self._translated(self._timeout_s, closing=True):
+            if await self._pending(self._consumer) == 0:
+                try:
+                    await self._client.execute_command("XGROUP", "DELCONSUMER", self._key, self._group, self._consumer)
+                except ResponseError as error:
+                    if not str(error).startswith(("NOGROUP", "ERR The XGROUP subcommand requires the key")):
+                        raise
+
+    @asynccontextmanager
+    async def _translated(self, timeout_s: float | None = None, *, closing: bool = False) -> AsyncIterator[None]:
+        if self._closed and not closing:
+            raise ClosedError("the redis stream is closed")
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+        except DataError as error:
+            raise BackendRejected(self.name, "a value has no form in the protocol") from error
+        except (RedisError, OSError, TimeoutError) as error:
+            raise BackendUnavailable(self.name, f"{mask_url(self._url)}: {_what(error)}") from error
+
+
+def _client(url: str, timeout_s: float) -> Any:
+    """Return a client that sends each command once and gives replies as the protocol has them (RESP2).
+
+    The driver's own conversions differ between its versions; without them any version gives the same.
+    """
+    client = Redis.from_url(
+        url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=min(timeout_s, 2.0),
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+        decode_responses=False,
+    )
+    client.response_callbacks.clear()
+    return client
+
+
+def _what(error: Exception) -> str:
+    """Return the kind of the error, and the server's own first word where it replied one."""
+    word = str(error).partition(" ")[0] if isinstance(error, ResponseError) else ""
+    return f"{type(error).__name__} {word}".rstrip()
+
+
+def _mapping(fields: Sequence[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(fields[::2], fields[1::2], strict=True))
+
+
+def _numbers(info: bytes) -> dict[str, int]:
+    """Return the whole numbers of an INFO reply."""
+    lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
+    return {name: int(value) for name, _, value in lines if value.isdecimal()}
+
+
+def _entry(entry_id: bytes, fields: Any) -> Entry:
+    return Entry(entry_id.decode(), _mapping(fields).get(b"payload", b""))
+
+
+def _letter(letter_id: str, fields: Mapping[bytes, bytes]) -> DeadLetter:
+    return DeadLetter(
+        letter_id=letter_id,
+        payload=fields.get(b"payload", b""),
+        reason=fields.get(b"reason", b"").decode("utf-8", "replace"),
+        entry_id=fields.get(b"entry_id", b"").decode("utf-8", "replace"),
+        delivery_count=int(fields.get(b"delivery_count", b"0")),
+        at_ms=int(fields.get(b"at", b"0")),
+    )
