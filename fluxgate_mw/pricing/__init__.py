@@ -20,7 +20,7 @@ from fluxgate_mw.pricing.table import index, tariff_of
 __all__ = ["CostOverride", "Price", "price", "provider_of_host", "table_version"]
 
 
-class Price(msgspec.Struct, frozen=True):
+class Price(msgspec.Struct, frozen=True, gc=False):
     """What one call cost.
 
     Args:
@@ -79,7 +79,7 @@ def price(
         return _priced(sheet, usage, f"{_OVERRIDE_VERSION}, {tariff.version}")
     if isinstance(tariff, str):
         return Price(None, None, tariff)
-    return _priced(tariff.plain or tariff.sheet(at, service_tier), usage, tariff.version)
+    return _priced(tariff.sheet(at, service_tier), usage, tariff.version)
 
 
 def _priced(sheet: Sheet, usage: TokenUsage, version: str) -> Price:

@@ -62,7 +62,7 @@ def cost_nanos(sheet: Sheet, usage: TokenUsage) -> int:
     Raises:
         UnpricedError: The counts contradict each other, or what they count has no known price.
     """
-    rates = sheet[0][1]
+    _, rates = sheet[0]
     if len(sheet) > 1:
         passed = _total(usage.input_tokens, "input", *_input_parts(usage))
         for start, step in sheet:
@@ -73,6 +73,10 @@ def cost_nanos(sheet: Sheet, usage: TokenUsage) -> int:
         numerator += rates.requests
     elif rates.uncounted and rates.input is None and rates.output is None:
         raise UnpricedError(f"priced by {' and '.join(rates.uncounted)}, which the usage does not count")
+    if not numerator and (
+        (rates.input and usage.input_tokens is None) or (rates.output and usage.output_tokens is None)
+    ):
+        raise UnpricedError("the tokens that are billed are not reported")
     nanos = round_half_even(numerator, rates.per)
     if nanos > _MAX_NANOS:
         raise UnpricedError("invalid usage: the counts are absurd")
@@ -135,8 +139,10 @@ def _input_numerator(rates: Rates, usage: TokenUsage) -> int:
     rest = usage.input_tokens or 0
     numerator = 0
     if read or write:
-        rest = _total(usage.input_tokens, "input", read, write)
-        _unbilled("input", read, write)
+        if usage.input_tokens is None:
+            _reject("parts of the input tokens without their total")
+        if (read or 0) < 0 or (write or 0) < 0:
+            _reject("cached tokens are below 0")
         if read and rates.cache_read is not None:
             numerator += read * rates.cache_read
             rest -= read
@@ -192,8 +198,10 @@ def _output_numerator(rates: Rates, usage: TokenUsage) -> int:
     rest = usage.output_tokens or 0
     numerator = 0
     if reasoning or audio or image:
-        rest = _total(usage.output_tokens, "output", reasoning, audio, image)
-        _unbilled("output", reasoning, audio, image)
+        if usage.output_tokens is None:
+            _reject("parts of the output tokens without their total")
+        if (reasoning or 0) < 0 or (audio or 0) < 0 or (image or 0) < 0:
+            _reject("reasoning, audio or image tokens are below 0")
         if reasoning and rates.reasoning is not None:
             numerator += reasoning * rates.reasoning
             rest -= reasoning

@@ -68,6 +68,9 @@ class Tariff:
         terms: As stored.
         version: What the prices were made from.
 
+    Attributes:
+        plain: The usual sheet, where no time changes it; else None.
+
     Concurrency: any thread; what is kept is the same whoever makes it, at most one sheet a date and tier in the terms.
     """
 
@@ -76,9 +79,7 @@ class Tariff:
     def __init__(self, terms: Terms, version: str) -> None:
         conditions = [price.when for price in terms.prices] + [variant.when for variant in terms.variants]
         self.version = version
-        self.plain: Sheet | None = None
-        if len(terms.prices) == 1 and not terms.variants:
-            self.plain = terms.prices[0].sheet
+        self.plain: Sheet | None = terms.prices[0].sheet if len(terms.prices) == 1 else None
         self._terms = terms
         self._timed = any(when.start_time is not None for when in conditions)
         self._dates = sorted({when.start_date for when in conditions if when.start_date is not None})
@@ -92,10 +93,10 @@ class Tariff:
             at: A naive time is taken as UTC.
             service_tier: As the provider spells it; `batch` also means batch processing.
         """
-        if self.plain is not None:
+        tier = service_tier if service_tier in self._tiers else None
+        if tier is None and self.plain is not None:
             return self.plain
         moment = at if at.tzinfo is UTC or at.tzinfo is None else at.astimezone(UTC)
-        tier = service_tier if service_tier in self._tiers else None
         if self._timed:
             return self._made(moment, tier)
         key = (tier, bisect(self._dates, moment.date()))

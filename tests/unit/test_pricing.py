@@ -1,0 +1,300 @@
+"""Prices: what is known, what is not, own rates, hosts, and the tables in the tree."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from genai_prices.data_snapshot import get_snapshot
+from hatchling.builders.wheel import WheelBuilder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxgate_mw.errors import ConfigurationError
+from fluxgate_mw.event import TokenUsage
+from fluxgate_mw.pricing import CostOverride, price, provider_of_host, table, table_version
+from fluxgate_mw.pricing.compile import main, tables
+from fluxgate_mw.pricing.hosts import HOSTS
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+USAGE = TokenUsage(input_tokens=1000, output_tokens=100, cache_read_input_tokens=400, reasoning_output_tokens=30)
+TABLES = resources.files("fluxgate_mw.pricing") / "tables"
+
+
+def test_tables_are_what_the_library_gives_now(tmp_path):
+    """The tables in the tree are byte for byte what the script makes, so they cannot go stale unseen."""
+    (tmp_path / "gone.json").write_text("a provider that is no more")
+    main(tmp_path)
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert made == tables() == {path.name: path.read_bytes() for path in TABLES.iterdir()}
+
+
+def test_the_wheel_carries_every_table(tmp_path):
+    """What is installed from the wheel has every provider's table and the index."""
+    root = Path(__file__).parents[2]
+    (wheel,) = WheelBuilder(str(root)).build(directory=str(tmp_path), versions=["standard"])
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert names >= {f"fluxgate_mw/pricing/tables/{path.name}" for path in TABLES.iterdir()}
+
+
+def test_nothing_is_read_before_it_is_needed():
+    """Importing reads no table and no `genai_prices`; a price reads the index and one provider's table."""
+    script = """
+import json, sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+from datetime import datetime
+from fluxgate_mw.event import TokenUsage
+from fluxgate_mw import pricing
+read = lambda: sorted({name.rpartition("/")[2] for name in opened if name.endswith(".json")})
+before = read()
+pricing.price("groq", "llama-3.1-8b-instant", TokenUsage(input_tokens=1), at=datetime.now())
+print(json.dumps([before, read(), [name for name in sys.modules if name.startswith(("genai_prices", "pydantic"))]]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == [[], ["groq.json", "index.json"], []]
+
+
+def test_a_known_price_names_its_table():
+    """A cost is whole nano-USD and says which prices it was made from; parts are never added on top of totals."""
+    result = price("openai", "gpt-4o-mini", USAGE, at=NOW)
+    assert result.cost_nanos == 600 * 150 + 400 * 75 + 100 * 600
+    assert result.price_version == table_version() == "genai-prices 0.2.3"
+    assert result.reason is None
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "usage", "reason"),
+    [
+        ("openai", "gpt-99-nano", USAGE, "unknown model 'gpt-99-nano' of openai"),
+        ("openai", None, USAGE, "unknown model"),
+        ("openai", "", USAGE, "unknown model"),
+        ("openai", "gpt-4o" * 500, USAGE, "unknown model"),
+        (None, "gpt-4o", USAGE, "unknown provider"),
+        ("llm.example.org", "gpt-4o", USAGE, "unknown provider 'llm.example.org'"),
+        ("openai.example.org", "gpt-4o", USAGE, "unknown provider 'openai.example.org'"),
+        ("localhost:8080", "gpt-4o", USAGE, "unknown provider 'localhost:8080'"),
+        ("openai", "gpt-4o", TokenUsage(), "no usage"),
+        ("openai", "gpt-4o", TokenUsage(cache_read_input_tokens=4), "no usage"),
+        (
+            "openai",
+            "text-embedding-3-small",
+            TokenUsage(output_tokens=0),
+            "the tokens that are billed are not reported",
+        ),
+        (
+            "openai",
+            "gpt-4o",
+            TokenUsage(input_tokens=1, output_tokens=1, cache_read_input_tokens=2),
+            "invalid usage: cached tokens exceed the input",
+        ),
+        ("openai", "gpt-4o", TokenUsage(input_tokens=-1, output_tokens=1), "invalid usage: input tokens are below 0"),
+        ("openai", "gpt-4o", TokenUsage(input_tokens=2**70), "invalid usage: the counts are absurd"),
+        (
+            "openai",
+            "whisper-1",
+            USAGE,
+            "priced by audio_hours and input_audio_hours, which the usage does not count",
+        ),
+    ],
+)
+def test_unknown_is_none_with_a_reason(provider, model, usage, reason):
+    """Where price or usage is not known the cost is None, never 0, and the reason is in words."""
+    result = price(provider, model, usage, at=NOW)
+    assert (result.cost_nanos, result.price_version, result.reason) == (None, None, reason)
+
+
+def test_a_free_model_costs_nothing():
+    """A model that is published as free costs 0, which is known."""
+    assert price("openrouter", "mistralai/mistral-7b-instruct:free", USAGE, at=NOW).cost_nanos == 0
+
+
+def test_a_request_has_its_fee():
+    """A published fee per request is added once."""
+    plain = price("perplexity", "sonar", TokenUsage(input_tokens=0, output_tokens=0), at=NOW)
+    assert plain.cost_nanos == 12_000_000
+
+
+@pytest.mark.parametrize(
+    ("spelled", "same_as"),
+    [
+        ("GPT-4o-Mini", "gpt-4o-mini"),
+        ("gpt-4o-mini-2024-07-18", "gpt-4o-mini"),
+        ("gpt-5.2-20251211", "gpt-5.2-2025-12-11"),
+        ("openai/gpt-4o", None),
+        ("gpt-4o-2031-01-01", None),
+        ("ft:gpt-4.1-mini-2025-04-14:org::id", None),
+    ],
+)
+def test_spellings_of_a_model(spelled, same_as):
+    """Case and compact dates do not matter; a gateway's prefix, an odd date or an unlisted fine-tune is unknown."""
+    ours = price("openai", spelled, USAGE, at=NOW).cost_nanos
+    assert ours == (same_as and price("openai", same_as, USAGE, at=NOW).cost_nanos)
+
+
+def test_a_fine_tune_has_its_own_price():
+    """A fine-tuned model is dearer than its base where the table lists it."""
+    tuned = price("openai", "ft:gpt-4o-mini-2024-07-18:org::id", USAGE, at=NOW).cost_nanos
+    assert tuned > price("openai", "gpt-4o-mini", USAGE, at=NOW).cost_nanos
+
+
+def test_a_reseller_has_the_makers_price():
+    """Azure sells OpenAI's models at OpenAI's prices, but not at its service tiers, where it lists none of its own."""
+    own, resold = (price(name, "gpt-5.2", USAGE, at=NOW) for name in ("openai", "azure"))
+    flex = price("azure", "gpt-5.2", USAGE, at=NOW, service_tier="flex")
+    assert own.cost_nanos == resold.cost_nanos == flex.cost_nanos
+    assert price("openai", "gpt-5.2", USAGE, at=NOW, service_tier="flex").cost_nanos < own.cost_nanos
+
+
+@pytest.mark.parametrize("name", ["azure.ai.openai", "az.ai.openai", "azure"])
+def test_names_of_opentelemetry_are_known(name):
+    """A provider as OpenTelemetry spells it, with dots, is no host."""
+    assert price(name, "gpt-4o", USAGE, at=NOW).cost_nanos is not None
+
+
+def test_the_zone_of_a_time_does_not_matter():
+    """The same moment in any zone has the same price, on both sides of midnight UTC."""
+    for hour in range(0, 48, 3):
+        at = datetime(2026, 9, 1, tzinfo=UTC) + timedelta(hours=hour)
+        costs = {
+            price("deepseek", "deepseek-chat", USAGE, at=moment).cost_nanos
+            for moment in (at, at.replace(tzinfo=None), at.astimezone(timezone(timedelta(hours=-9, minutes=-30))))
+        }
+        assert len(costs) == 1
+
+
+def test_answers_kept_are_bounded():
+    """However many names a host asks for, no more than a fixed number of answers stays in memory."""
+    for number in range(table._MAX_RESOLVED + 50):
+        price("groq", f"no-such-{number}", USAGE, at=NOW)
+    price("groq", "x" * (table._MAX_NAME + 1), USAGE, at=NOW)
+    assert len(table._resolved) <= table._MAX_RESOLVED
+    assert max(len(name or "") for _, name in table._resolved) <= table._MAX_NAME
+
+
+def test_own_rates_alone():
+    """Own rates price a model that nobody knows: parts at their own rate, else at their total's."""
+    override = CostOverride(input_cost_per_1m_tokens=2, output_cost_per_1m_tokens="10")
+    result = price(None, "in-house", USAGE, at=NOW, override=override)
+    assert result.cost_nanos == 1000 * 2000 + 100 * 10_000
+    assert result.price_version == "cost_override"
+    full = CostOverride(2, 10, cache_read_cost_per_1m_tokens=0.5, reasoning_cost_per_1m_tokens=Decimal(20))
+    assert (
+        price(None, None, USAGE, at=NOW, override=full).cost_nanos == 600 * 2000 + 400 * 500 + 70 * 10_000 + 30 * 20_000
+    )
+
+
+def test_own_rates_over_the_tables():
+    """What an override leaves out is taken from the table, and the version says both."""
+    override = CostOverride(cache_read_cost_per_1m_tokens="0.01")
+    result = price("openai", "gpt-4o-mini", USAGE, at=NOW, override=override)
+    assert result.cost_nanos == 600 * 150 + 400 * 10 + 100 * 600
+    assert result.price_version == "cost_override, genai-prices 0.2.3"
+
+
+@pytest.mark.parametrize(
+    ("usage", "nanos"),
+    [
+        (TokenUsage(input_tokens=10), 10_000),
+        (TokenUsage(input_tokens=10, output_tokens=0), 10_000),
+        (TokenUsage(input_tokens=10, output_tokens=1), None),
+        (TokenUsage(output_tokens=5), None),
+        (TokenUsage(input_tokens=5, cache_read_input_tokens=6, output_tokens=0), 5_000),
+    ],
+)
+def test_a_missing_rate_matters_only_where_its_tokens_are(usage, nanos):
+    """With own rates for input alone, output tokens make the cost unknown and no output tokens do not."""
+    override = CostOverride(input_cost_per_1m_tokens=1)
+    assert price("nobody", "model", usage, at=NOW, override=override).cost_nanos == nanos
+
+
+rates = st.none() | st.decimals(0, 1000, places=9)
+
+
+@given(
+    override=st.builds(CostOverride, rates, rates, rates, rates, rates),
+    usage=st.builds(TokenUsage, *[st.none() | st.integers(0, 10**6)] * 10),
+)
+def test_own_rates_never_raise_and_never_pass_the_dearest(override, usage):
+    """Whatever the rates and counts: None with a reason, or at most every token at the dearest rate."""
+    for model in ("gpt-4o-mini", "no-such"):
+        result = price("openai", model, usage, at=NOW, override=override)
+        assert (result.cost_nanos is None) == (result.reason is not None)
+        if result.cost_nanos is not None:
+            tokens = (usage.input_tokens or 0) + (usage.output_tokens or 0)
+            dearest = max(Decimal(1), *(getattr(override, key) or 0 for key in override.__struct_fields__))
+            assert 0 <= result.cost_nanos <= dearest * tokens * 1000 + 1
+
+
+def test_an_override_keeps_numbers_exact():
+    """A float means its shortest decimal, not its binary neighbour."""
+    override = CostOverride.from_mapping({"input_cost_per_1m_tokens": 0.1, "output_cost_per_1m_tokens": "0.3"})
+    assert override == CostOverride(Decimal("0.1"), Decimal("0.3"))
+    assert price(None, None, TokenUsage(input_tokens=3, output_tokens=0), at=NOW, override=override).cost_nanos == 300
+
+
+@pytest.mark.parametrize("value", [True, "much", "", -1, float("nan"), float("inf"), "1e999999", [1], b"1"])
+def test_a_bad_rate_is_named(value):
+    """A value that is no rate is an error that names its key, whichever way the override is made."""
+    with pytest.raises(ConfigurationError, match="output_cost_per_1m_tokens: expected a number from 0"):
+        CostOverride.from_mapping({"output_cost_per_1m_tokens": value})
+    with pytest.raises(ConfigurationError, match="output_cost_per_1m_tokens: expected a number from 0"):
+        CostOverride(output_cost_per_1m_tokens=value)
+
+
+@pytest.mark.parametrize("key", ["inputCostPer1MTokens", "input", 3])
+def test_an_unknown_rate_is_named(key):
+    """A key that is none is an error that names it and the keys that are."""
+    with pytest.raises(ConfigurationError, match=f"{key}: expected input_cost_per_1m_tokens, "):
+        CostOverride.from_mapping({key: 1})
+
+
+@pytest.mark.parametrize(
+    ("host", "provider"),
+    [
+        ("api.openai.com", "openai"),
+        ("eu.api.openai.com:443", "openai"),
+        ("API.OpenAI.com.", "openai"),
+        ("mine.openai.azure.com", "azure"),
+        ("mine.services.ai.azure.com", "azure"),
+        ("vm.westeurope.cloudapp.azure.com", "vm.westeurope.cloudapp.azure.com"),
+        ("api.groq.com", "groq"),
+        ("api.together.xyz", "together"),
+        ("api.x.ai", "x-ai"),
+        ("llmbox.ai", "llmbox.ai"),
+        ("openrouter.ai", "openrouter"),
+        ("api.mistral.ai", "mistral"),
+        ("europe-west1-aiplatform.googleapis.com", "google"),
+        ("bedrock-runtime.eu-central-1.amazonaws.com", "aws"),
+        ("ec2-1-2-3-4.compute.amazonaws.com", "ec2-1-2-3-4.compute.amazonaws.com"),
+        ("api.openai.com.evil.example", "api.openai.com.evil.example"),
+        ("notopenai.com", "notopenai.com"),
+        ("Proxy.Internal:4000", "proxy.internal:4000"),
+        ("[::1]:8000", "[::1]:8000"),
+        ("", ""),
+    ],
+)
+def test_provider_of_a_host(host, provider):
+    """A host belongs to a provider by whole labels from the right; one that is not known stands for itself."""
+    assert provider_of_host(host) == provider
+
+
+def test_hosts_agree_with_the_library():
+    """Every provider we name has a table, and every host that the library knows by itself is the same one to us."""
+    known = {row.id: row for row in table.index().providers}
+    assert {provider for provider in HOSTS.values() if provider} <= known.keys()
+    for domain, provider in HOSTS.items():
+        for host in (domain, f"api.{domain}"):
+            try:
+                found = get_snapshot().find_provider(None, None, f"https://{host}/").id
+            except LookupError:
+                continue
+            assert provider_of_host(host) == found == provider
