@@ -177,7 +177,7 @@ def _write_row(cursor: sqlite3.Cursor, row: list[Any]) -> bool:
 
 @contextmanager
 def _transaction(connection: sqlite3.Connection, kind: str) -> Iterator[None]:
-    """Commit on success; on an error the borrower closes the connection, which rolls back."""
+    """Commit on success; on an error whoever lent the connection rolls back."""
     connection.execute(f"BEGIN {kind}")
     yield
     connection.execute("COMMIT")

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -58,13 +58,17 @@ class Connections:
 
     @contextmanager
     def borrowed(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection; it is closed, and its transaction with it, when the block fails."""
+        """Give a connection; its transaction is rolled back and it is closed when the block fails.
+
+        Closing alone would not do: a cursor that the error's traceback keeps alive keeps the transaction open too.
+        """
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         connection = connection or self._connect()
         try:
             yield connection
         except BaseException:
+            _roll_back(connection)
             connection.close()
             raise
         self._give_back(connection)
@@ -106,6 +110,7 @@ def open_connection(path: Path) -> sqlite3.Connection:
         _configure(connection)
         _check_schema(connection)
     except BaseException:
+        _roll_back(connection)
         connection.close()
         raise
     return connection
@@ -122,6 +127,12 @@ def truncate_wal(connection: sqlite3.Connection) -> bool:
     finally:
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
     return not busy
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
 
 
 def _configure(connection: sqlite3.Connection) -> None:

@@ -52,7 +52,7 @@ _Part = tuple[str, list[Any]]
 
 def add_functions(connection: sqlite3.Connection) -> None:
     """Add the SQL functions that the questions use."""
-    connection.create_function("contains_folded", -1, _contains_folded, deterministic=True)
+    connection.create_function("contains_lower", -1, _contains_lower, deterministic=True)
 
 
 def select_event(connection: sqlite3.Connection, event_id: str) -> Any:
@@ -230,19 +230,19 @@ def _one_of(expression: str, values: Sequence[str | None], parameters: list[Any]
 
 
 def _contains(text: str, parameters: list[Any]) -> str:
-    """Return the condition of a text: LIKE folds ASCII alone, so other texts are compared by Python."""
+    """Return the condition of a text: LIKE lowers ASCII alone, so Python compares other texts."""
     needle = clean_text(text)
     if not needle.isascii() or "\0" in needle or len(needle) > _LONGEST_PATTERN:
-        parameters.append(needle.casefold())
-        return f"contains_folded(?, {_TEXTS})"
+        parameters.append(needle.lower())
+        return f"contains_lower(?, {_TEXTS})"
     escaped = needle.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     columns = _TEXTS.replace(MODEL, "MODEL").split(", ")
     parameters += [f"%{escaped}%"] * len(columns)
     return "(" + " OR ".join(f"{column} LIKE ? ESCAPE '\\'".replace("MODEL", MODEL) for column in columns) + ")"
 
 
-def _contains_folded(needle: str, *texts: str | None) -> bool:
-    return any(needle in text.casefold() for text in texts if text is not None)
+def _contains_lower(needle: str, *texts: str | None) -> bool:
+    return any(needle in text.lower() for text in texts if text is not None)
 
 
 def _where(conditions: list[str]) -> str:
