@@ -36,6 +36,7 @@ _LATEST: Final = 8
 _NEIGHBOURS: Final = timedelta(minutes=15)
 _MOST_NEIGHBOURS: Final = 200
 _YEAR_S: Final = 365 * 24 * 3600
+_PLAIN: Final = {"Not Found": "There is no such page.", "Method Not Allowed": "This page can only be read."}
 
 
 def _now() -> datetime:
@@ -237,7 +238,8 @@ class _Pages:
     async def http_error(self, request: Request, error: Exception) -> Response:
         """Show an error of the request: not found, not allowed, not ours."""
         assert isinstance(error, HTTPException)  # noqa: S101  (registered for it)
-        return self._fail(request, error.status_code, error.detail, error.headers)
+        message = _PLAIN.get(error.detail, error.detail)
+        return self._fail(request, error.status_code, message, error.headers)
 
     async def query_error(self, request: Request, error: Exception) -> Response:
         """Show what in the address cannot be understood."""

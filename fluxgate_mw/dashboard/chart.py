@@ -23,7 +23,7 @@ _BOTTOM: Final = 24
 _MOST_COLUMNS: Final = 120
 _MOST_TICKS: Final = 6
 _WIDEST: Final = 6.0
-_STEPS: Final = (10, 20, 25, 50, 100)
+_STEPS: Final = (1, 2, 3, 5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _unit(largest: int) -> int:
         return 0
     quarter = -(-largest // 4)
     power = int(10 ** max(len(str(quarter)) - 2, 0))
-    return next(step * power for step in (1, 2, 5, *_STEPS) if step * power >= quarter)
+    return next(step * power for step in _STEPS if step * power >= quarter)
 
 
 def _ticks(days: Sequence[date], step: int, slot: float) -> tuple[Grid, ...]:

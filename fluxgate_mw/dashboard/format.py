@@ -6,13 +6,27 @@ Unknown is always a dash and never a zero. Money is rounded half to even, once, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Final
 
-__all__ = ["UNKNOWN", "aligned", "call_cost", "count", "duration", "exact", "share", "tokens", "total_cost", "when"]
+__all__ = [
+    "UNKNOWN",
+    "aligned",
+    "call_cost",
+    "count",
+    "day",
+    "duration",
+    "exact",
+    "share",
+    "short_when",
+    "tokens",
+    "total_cost",
+    "when",
+]
 
 UNKNOWN: Final = "—"
 _NANOS: Final = 1_000_000_000
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _FIGURE_SPACE: Final = "\u2007"
 _POINT_SPACE: Final = "\u2008"
 
@@ -151,7 +165,26 @@ def when(moment: datetime) -> str:
     >>> when(datetime(2026, 11, 3, 9, 5, 7, tzinfo=UTC))
     '2026-11-03 09:05:07'
     """
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return moment.astimezone(UTC).isoformat(" ", "seconds")[:19]
+
+
+def short_when(moment: datetime) -> str:
+    """Return a moment in UTC, to the second, without its year.
+
+    >>> short_when(datetime(2026, 11, 3, 9, 5, 7, tzinfo=UTC))
+    'Nov 3 09:05:07'
+    """
+    utc = moment.astimezone(UTC)
+    return f"{_MONTHS[utc.month - 1]} {utc.day} {utc:%H:%M:%S}"
+
+
+def day(value: date) -> str:
+    """Return a day without its year.
+
+    >>> day(date(2026, 11, 3))
+    'Nov 3'
+    """
+    return f"{_MONTHS[value.month - 1]} {value.day}"
 
 
 def aligned(texts: Sequence[str]) -> list[str]:

@@ -56,29 +56,37 @@ _CONTEXT: Final = (
 
 @dataclass(frozen=True)
 class Amount:
-    """Money ready to show: its text, every digit for the title, the nano-USD for copying, and a badge or none."""
+    """Money ready to show: its text, every digit for the title, the nano-USD for copying.
+
+    Args:
+        badge: What is not known of it, in a word or two; None = all is known.
+        note: The same in full.
+    """
 
     text: str
     exact: str
     nanos: int | None
     badge: str | None = None
+    note: str = ""
 
     @classmethod
     def of_call(cls, event: UsageEvent, text: str | None = None) -> Amount:
         """Return the cost of one call; `text` = how a column writes it, None = alone."""
         shown = fmt.call_cost(event.cost_nanos, estimated=event.usage_source == "estimated")
         badge = "unpriced" if event.cost_nanos is None else None
-        return cls(shown if text is None else text, fmt.exact(event.cost_nanos), event.cost_nanos, badge)
+        note = "The price or the usage of this call is not known" if badge else ""
+        return cls(shown if text is None else text, fmt.exact(event.cost_nanos), event.cost_nanos, badge, note)
 
     @classmethod
     def of_sum(cls, nanos: int, *, calls: int, unpriced: int) -> Amount:
         """Return a sum that may be partly (then `≥`) or wholly (then a dash) unknown."""
         if not unpriced:
             return cls(fmt.total_cost(nanos), fmt.exact(nanos), nanos)
+        note = f"{fmt.count(unpriced)} of {fmt.count(calls)} calls unpriced"
         if unpriced >= calls and not nanos:
-            return cls(fmt.UNKNOWN, fmt.UNKNOWN, None, "unpriced")
-        badge = f"{fmt.count(unpriced)} of {fmt.count(calls)} calls unpriced"
-        return cls(f"≥ {fmt.total_cost(nanos)}", f"at least {fmt.exact(nanos)}", nanos, badge)
+            return cls(fmt.UNKNOWN, fmt.UNKNOWN, None, "unpriced", note)
+        badge = f"{fmt.tokens(unpriced)} unpriced"
+        return cls(f"≥ {fmt.total_cost(nanos)}", f"at least {fmt.exact(nanos)}", nanos, badge, note)
 
     @classmethod
     def per_call(cls, nanos: int, *, calls: int) -> Amount:
@@ -152,7 +160,7 @@ def cost_lines(report: CostReport, days: Sequence[date] = ()) -> list[CostLine]:
     spends = fmt.aligned([line.spend.text for line in lines])
     means = fmt.aligned([line.per_call.text for line in lines])
     return [
-        replace(line, spend=_text(line.spend, spend), per_call=_text(line.per_call, mean))
+        replace(line, spend=replace(line.spend, text=spend), per_call=replace(line.per_call, text=mean))
         for line, spend, mean in zip(lines, spends, means, strict=True)
     ]
 
@@ -169,10 +177,6 @@ def _cost_line(n: int, row: CostRow, report: CostReport, labels: dict[str | None
         bar=round(100 * row.cost_nanos / total, 1) if total > 0 else 0.0,
         spark=chart.spark(daily),
     )
-
-
-def _text(amount: Amount, text: str) -> Amount:
-    return Amount(text, amount.exact, amount.nanos, amount.badge)
 
 
 def tokens_of(event: UsageEvent) -> list[tuple[str, int, bool]]:
