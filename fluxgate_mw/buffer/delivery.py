@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from fluxgate_mw import diagnostics
 from fluxgate_mw.buffer.breaker import CircuitBreaker
 from fluxgate_mw.buffer.lifecycle import register, start_thread
 from fluxgate_mw.buffer.pack import count, pack
@@ -25,8 +26,9 @@ from fluxgate_mw.types import Buffer
 __all__ = ["Delivery", "Flush", "Limits"]
 
 _log = logging.getLogger(__name__)
-_PACK_EVENTS: Final = 100
-_PACK_BYTES: Final = 65_536
+_ERROR: Final = logging.ERROR
+_PACK_EVENTS: Final = 250
+_PACK_BYTES: Final = 131_072
 _KEEP_POLLING_S: Final = 1.0
 _LONGEST_SLEEP_S: Final = 5.0
 _HELD_BACK_S: Final = 0.25
@@ -88,7 +90,6 @@ class Delivery:
         self._stop_at: float | None = None
         self._busy_at = self._return_at = 0.0
         self._held_back = False
-        self._last_fault: type[BaseException] | None = None
         self._reported, self._reported_at = 0, float("-inf")
 
     @property
@@ -171,7 +172,7 @@ class Delivery:
             asyncio.run(self._run())
         except OSError as error:
             self._held_back = True
-            _log.error("the delivery of usage events could not start; the next event tries again: %s", error)
+            diagnostics.note("delivery_not_started", f"usage events wait: {error.strerror}", level=_ERROR)
         finally:
             self._ended()
 
@@ -210,9 +211,7 @@ class Delivery:
         except Exception as error:  # noqa: BLE001  (our fault must neither end the delivery nor lose the batch)
             self._put_back()
             self._held_back = True
-            if type(error) is not self._last_fault:
-                _log.exception("a fault of fluxgate-mw in the delivery of usage events; they wait and are tried again")
-            self._last_fault = type(error)
+            diagnostics.note("delivery_fault", "a fault of fluxgate-mw: usage events wait", level=_ERROR, error=error)
 
     async def _release(self) -> None:
         if self._probe is not None:
@@ -293,11 +292,11 @@ class Delivery:
             await stream.append(payload, events)
         except (BackendError, BufferFull, ClosedError) as error:
             if self.breaker.state == "closed":
-                _log.warning("usage events go to the spool for now: %s", error)
+                diagnostics.note("stream_unavailable", f"usage events go to the spool for now: {error}")
             self.breaker.failed()
             return False
         if self.breaker.state != "closed":
-            _log.warning("usage events go to %s again", stream.name)
+            diagnostics.note("stream_available", f"usage events go to {stream.name} again", level=logging.INFO)
             self._return_at = 0.0
         self.breaker.succeeded()
         return True
@@ -309,8 +308,7 @@ class Delivery:
         except BufferFull:
             self.dropped["spool_full"] += self._settled()
         except BackendUnavailable as error:
-            if not self._held_back:
-                _log.warning("usage events wait in memory: %s", error)
+            diagnostics.note("spool_unavailable", f"usage events wait in memory: {error}")
             return False
         else:
             self.spooled += self._settled()
@@ -322,12 +320,15 @@ class Delivery:
             return
         if self.breaker.state == "open":
             self._ask_in_background(self._stream)
-        elif time.monotonic() >= self._return_at:
+        elif self._may_return(time.monotonic()):
             try:
                 moved = await self._move_some(self._stream)
             except BackendUnavailable:
                 moved = 0
             self._return_at = 0.0 if moved else time.monotonic() + _LONGEST_SLEEP_S
+
+    def _may_return(self, now: float) -> bool:
+        return self._stream is not None and self.breaker.state != "open" and now >= self._return_at
 
     async def _move_some(self, stream: Buffer) -> int:
         entries = self.spool.read_nowait(_RETURN_ENTRIES)
@@ -362,9 +363,11 @@ class Delivery:
             return
         now = time.monotonic()
         still_open = self._seal_due()
+        if still_open:
+            self._return_at = 0.0
         if self._held_back:
             await self._wait(_HELD_BACK_S)
-        elif self.queue or still_open or now - self._busy_at < _KEEP_POLLING_S or self._return_at <= now:
+        elif self.queue or still_open or now - self._busy_at < _KEEP_POLLING_S or self._may_return(now):
             await self._wait(self.limits.interval_s)
         else:
             self.asleep = True
@@ -392,7 +395,7 @@ class Delivery:
         try:
             self.spool.seal()
         except BackendUnavailable:
-            _log.warning("the spool could not seal its segment; the next reader adopts it", exc_info=True)
+            diagnostics.note("spool_not_sealed", "the spool could not seal a segment; the next reader adopts it")
 
     def _report_drops(self) -> None:
         total, now = self.total_dropped, time.monotonic()

@@ -1,0 +1,416 @@
+"""The emitter's own behaviour: bounds, flushes, statistics, idleness, restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import logging
+import threading
+import time
+import weakref
+
+import pytest
+
+from fluxgate_mw.buffer import delivery as delivery_module
+from fluxgate_mw.buffer.emitter import Emitter
+from fluxgate_mw.buffer.memory import MemoryBuffer, MemoryStream
+from fluxgate_mw.buffer.spool import Spool
+from fluxgate_mw.errors import BackendUnavailable, BufferFull
+from fluxgate_mw.event import encode_event
+from tests.buffers import assert_conserved, numbered, numbers_in, spooled_numbers, until, wait_until
+
+
+class Flaky(MemoryBuffer):
+    """A stream that a test can take away, and that says how often it was asked."""
+
+    def __init__(self, stream: MemoryStream) -> None:
+        super().__init__(stream)
+        self.down: Exception | None = None
+        self.asked = 0
+
+    async def append(self, payload, events, /) -> None:
+        """Append, unless down."""
+        self.asked += 1
+        if self.down:
+            raise self.down
+        await super().append(payload, events)
+
+    async def backlog(self):
+        """Answer, unless down."""
+        if self.down:
+            raise self.down
+        return await super().backlog()
+
+
+class Stuck(Spool):
+    """A spool whose writes fail while `failing` is set."""
+
+    failing = False
+
+    def append_nowait(self, payload) -> None:
+        """Write, unless failing."""
+        if self.failing:
+            raise BackendUnavailable("spool", "No space left on device")
+        super().append_nowait(payload)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The spool's folder."""
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def make(folder):
+    """Make emitters that are stopped at the end."""
+    made = []
+
+    def make_emitter(**options) -> Emitter:
+        options.setdefault("spool", lambda: Spool(folder))
+        made.append(Emitter(**options))
+        return made[-1]
+
+    yield make_emitter
+    for emitter in made:
+        emitter.stop(2)
+
+
+def streamed(stream: MemoryStream) -> list[int]:
+    """Return the numbers in a memory stream."""
+    return [number for payload in stream.waiting.values() for number in numbers_in(payload)]
+
+
+def test_nothing_happens_before_the_first_event(make, folder):
+    """Making an emitter, and flushing or stopping it unused, starts no thread and touches no disk."""
+    before = threading.active_count()
+    emitter = make()
+    assert emitter.flush(1)
+    assert emitter.stop()
+    assert threading.active_count() == before
+    assert not folder.exists()
+
+
+def test_the_queue_is_bounded_by_events(make, folder):
+    """Past `max_events` new events are dropped and counted, and the others arrive."""
+    spool = Stuck(folder)
+    spool.failing = True
+    emitter = make(spool=lambda: spool, max_events=100)
+    for number in range(150):
+        emitter.emit(numbered(number))
+    assert emitter.statistics().dropped == {"queue_full": 50}
+    assert_conserved(emitter.statistics(), 150)
+    spool.failing = False
+    assert emitter.flush(5)
+    assert spooled_numbers(folder) == list(range(100))
+
+
+def test_the_queue_is_bounded_by_bytes(make, folder):
+    """Past `max_bytes` new events are dropped and counted; room that was freed is used again."""
+    spool = Stuck(folder)
+    spool.failing = True
+    size = len(encode_event(numbered(1)))
+    emitter = make(spool=lambda: spool, max_bytes=10 * size + 5)
+    for number in range(12):
+        emitter.emit(numbered(number))
+    assert emitter.statistics().dropped == {"queue_full": 2}
+    assert emitter.statistics().queued_bytes == 10 * size
+    spool.failing = False
+    assert emitter.flush(5)
+    assert emitter.statistics().queued_bytes == 0
+    emitter.emit(numbered(5))
+    assert emitter.flush(5)
+    assert_conserved(emitter.statistics(), 13)
+
+
+def test_a_full_spool_drops_and_says_so_once(make, folder, caplog):
+    """Events that the spool's cap refuses are counted with their reason, and the first are logged at once."""
+    emitter = make(spool=lambda: Spool(folder, max_bytes=1))
+    with caplog.at_level(logging.ERROR, logger="fluxgate_mw"):
+        for _ in range(3):
+            emitter.emit(numbered(0))
+            assert not emitter.flush(5)
+    assert emitter.statistics().dropped == {"spool_full": 3}
+    assert_conserved(emitter.statistics(), 3)
+    [record] = caplog.records
+    assert "spool_full" in record.getMessage()
+
+
+def test_a_spool_that_cannot_write_holds_events_in_memory(make, folder):
+    """With the disk full events wait, `flush` says no in time, and all arrive once there is room."""
+    spool = Stuck(folder)
+    spool.failing = True
+    emitter = make(spool=lambda: spool)
+    for number in range(10):
+        emitter.emit(numbered(number))
+    began = time.monotonic()
+    assert not emitter.flush(0.1)
+    assert time.monotonic() - began < 1
+    statistics = emitter.statistics()
+    assert statistics.queued == 10
+    assert statistics.oldest_age_s > 0.09
+    assert not emitter.stop(0.3)
+    assert_conserved(emitter.statistics(), 10)
+    spool.failing = False
+    emitter.emit(numbered(10))
+    assert emitter.flush(5)
+    assert spooled_numbers(folder) == list(range(11))
+
+
+def test_without_the_stream_events_go_to_the_spool_and_back(make, folder):
+    """The breaker opens at the first failure, the spool takes over, and is emptied into the stream afterwards."""
+    stream = MemoryStream()
+    flaky = Flaky(stream)
+    emitter = make(stream=lambda: flaky)
+    emitter.emit(numbered(0))
+    assert emitter.flush(5)
+    flaky.down = BackendUnavailable("memory", "gone")
+    for number in range(1, 50):
+        emitter.emit(numbered(number))
+        assert emitter.flush(5)
+    assert flaky.asked == 2
+    assert emitter.statistics().breaker == "open"
+    assert (emitter.statistics().sent, emitter.statistics().spooled) == (1, 49)
+    flaky.down = None
+    wait_until(lambda: emitter.statistics().returned == 49)
+    assert emitter.statistics().breaker == "closed"
+    assert_conserved(emitter.statistics(), 50)
+    assert streamed(stream) == list(range(50))
+    wait_until(lambda: not list(folder.glob("*.seg")))
+
+
+def test_a_full_stream_is_not_trimmed_but_left_alone(make, folder):
+    """A stream that says it is full sends the events to the spool."""
+    flaky = Flaky(MemoryStream())
+    flaky.down = BufferFull("full")
+    emitter = make(stream=lambda: flaky)
+    emitter.emit(numbered(0))
+    assert emitter.flush(5)
+    assert emitter.statistics().spooled == 1
+    emitter.stop()
+    assert spooled_numbers(folder) == [0]
+
+
+def test_a_frozen_stream_holds_back_one_pack_only(make):
+    """While a stream that just froze is given up, events wait; from then on they do not."""
+
+    class Frozen(Flaky):
+        async def append(self, payload, events, /) -> None:
+            self.asked += 1
+            await asyncio.sleep(0.3)
+            raise BackendUnavailable("memory", "timeout")
+
+        async def backlog(self):
+            await asyncio.sleep(60)
+
+    frozen = Frozen(MemoryStream())
+    emitter = make(stream=lambda: frozen)
+    emitter.emit(numbered(0))
+    assert emitter.flush(5)
+    began = time.monotonic()
+    for number in range(1, 20):
+        emitter.emit(numbered(number))
+        assert emitter.flush(5)
+    assert time.monotonic() - began < 2
+    assert frozen.asked == 1
+    assert emitter.statistics().spooled == 20
+
+
+def test_a_fault_of_the_stream_loses_nothing(make, folder, caplog):
+    """An error that no buffer should raise is logged, and the events are delivered when it is over."""
+    flaky = Flaky(MemoryStream())
+    flaky.down = ZeroDivisionError("a fault")
+    emitter = make(stream=lambda: flaky)
+    with caplog.at_level(logging.CRITICAL, logger="fluxgate_mw"):
+        for number in range(10):
+            emitter.emit(numbered(number))
+        wait_until(lambda: flaky.asked > 0)
+        assert_conserved(emitter.statistics(), 10)
+        flaky.down = None
+        assert emitter.flush(5)
+    assert emitter.statistics().sent == 10
+
+
+def test_flush_says_when_something_was_dropped(make, folder):
+    """`flush` is True only where everything queued was accepted."""
+    emitter = make(spool=lambda: Spool(folder, max_bytes=1))
+    emitter.emit(numbered(0))
+    assert not emitter.flush(5)
+    assert emitter.flush(5)
+
+
+@pytest.mark.anyio
+async def test_aflush_does_not_block_the_loop(make, folder):
+    """While `aflush` waits, other tasks of the loop run."""
+    spool = Stuck(folder)
+    spool.failing = True
+    emitter = make(spool=lambda: spool)
+    emitter.emit(numbered(0))
+    task = asyncio.create_task(emitter.aflush(5))
+    await asyncio.sleep(0)
+    ticks = []
+    for _ in range(10):
+        await asyncio.sleep(0.005)
+        ticks.append(task.done())
+    assert ticks == [False] * 10
+    spool.failing = False
+    assert await task
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_aflush_takes_nothing_back(make, folder):
+    """Cancelling `aflush` leaves the delivery as it was."""
+    emitter = make()
+    emitter.emit(numbered(0))
+    task = asyncio.create_task(emitter.aflush(5))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await emitter.aflush(5)
+    assert await emitter.astop()
+    assert spooled_numbers(folder) == [0]
+
+
+@pytest.mark.anyio
+async def test_it_can_run_in_the_hosts_loop(make, folder):
+    """`run` delivers in the caller's loop; what is left when it is cancelled is delivered by a thread."""
+    emitter = make()
+    task = asyncio.create_task(emitter.run())
+    await asyncio.sleep(0)
+    before = threading.active_count()
+    for number in range(10):
+        emitter.emit(numbered(number))
+    assert await emitter.aflush(5)
+    assert threading.active_count() == before
+    emitter.emit(numbered(10))
+    task.cancel()
+    await until(task.done)
+    assert await emitter.aflush(5)
+    assert await emitter.astop()
+    assert spooled_numbers(folder) == list(range(11))
+
+
+def test_it_outlives_event_loops(make, folder):
+    """Emitting from one `asyncio.run` after another works: the delivery stands on no loop of the host."""
+    emitter = make()
+
+    async def emit(number: int) -> None:
+        emitter.emit(numbered(number))
+        assert await emitter.aflush(5)
+
+    asyncio.run(emit(0))
+    asyncio.run(emit(1))
+    emitter.stop()
+    assert spooled_numbers(folder) == [0, 1]
+
+
+def test_the_thread_sees_no_context_of_the_first_caller(make, folder):
+    """The delivery runs in an empty context, whoever emitted first."""
+    variable = contextvars.ContextVar("variable", default="empty")
+    seen = []
+
+    class Looking(Spool):
+        def append_nowait(self, payload) -> None:
+            seen.append(variable.get())
+            super().append_nowait(payload)
+
+    variable.set("a request's")
+    emitter = make(spool=lambda: Looking(folder))
+    emitter.emit(numbered(0))
+    assert emitter.flush(5)
+    assert seen == ["empty"]
+
+
+def test_an_idle_emitter_sleeps_and_is_woken_by_the_next_event(make, folder, monkeypatch):
+    """After a quiet while the loop polls no more, and the next event is delivered at once all the same."""
+    monkeypatch.setattr(delivery_module, "_KEEP_POLLING_S", 0.05)
+    emitter = make()
+    emitter.emit(numbered(0))
+    wait_until(lambda: emitter.statistics().spooled == 1 and emitter._delivery.asleep)
+    cycles = []
+    monkeypatch.setattr(emitter._delivery, "_report_drops", lambda: cycles.append(1))
+    assert not cycles
+    began = time.monotonic()
+    emitter.emit(numbered(1))
+    wait_until(lambda: emitter.statistics().spooled == 2)
+    assert time.monotonic() - began < 1
+
+
+def test_one_event_and_then_silence_can_be_read(make, folder):
+    """A single event's segment is sealed by time alone: no second event is needed."""
+    emitter = make()
+    emitter.emit(numbered(0))
+    wait_until(lambda: list(folder.glob("*.seg")), 2)
+    assert spooled_numbers(folder) == [0]
+
+
+def test_a_forgotten_emitter_delivers_ends_and_is_collected(folder):
+    """Nothing keeps an emitter alive that its user let go of; what it had queued is delivered, its thread ends."""
+    emitter = Emitter(spool=lambda: Spool(folder))
+    for number in range(10):
+        emitter.emit(numbered(number))
+    gone = weakref.ref(emitter)
+    del emitter
+    gc.collect()
+    assert gone() is None
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "fluxgate-emitter"])
+    assert spooled_numbers(folder) == list(range(10))
+
+
+def test_durable_events_are_on_disk_when_emit_returns(make, folder):
+    """With `durable` an event is in the spool before `emit` returns."""
+    emitter = make(durable=True)
+    for number in range(5):
+        emitter.emit(numbered(number))
+        assert emitter.statistics().spooled == number + 1
+    assert emitter.stop()
+    assert spooled_numbers(folder) == list(range(5))
+
+
+def test_durable_events_are_queued_where_the_disk_refuses(make, folder):
+    """A durable emitter that cannot write keeps the event in memory like any other."""
+    spool = Stuck(folder)
+    spool.failing = True
+    emitter = make(spool=lambda: spool, durable=True)
+    emitter.emit(numbered(0))
+    assert emitter.statistics().queued == 1
+    spool.failing = False
+    assert emitter.flush(5)
+    assert_conserved(emitter.statistics(), 1)
+
+
+def test_emit_during_a_flush_is_sent_within_the_interval(make, folder):
+    """An event captured while a flush runs does not wait for the next flush."""
+    emitter = make()
+    stop = threading.Event()
+
+    def flush_all_the_time() -> None:
+        while not stop.is_set():
+            emitter.flush(1)
+
+    thread = threading.Thread(target=flush_all_the_time)
+    thread.start()
+    for number in range(200):
+        emitter.emit(numbered(number))
+    stop.set()
+    thread.join()
+    wait_until(lambda: emitter.statistics().spooled == 200)
+
+
+def test_a_stop_without_time_spools_what_the_stream_would_take_long_for(make, folder):
+    """With no time left nothing more is tried with the stream: the spool has it all."""
+
+    class Slow(Flaky):
+        async def append(self, payload, events, /) -> None:
+            await asyncio.sleep(0.2)
+            await super().append(payload, events)
+
+    stream = MemoryStream()
+    emitter = make(stream=lambda: Slow(stream), shutdown_timeout_s=0.5)
+    for number in range(5000):
+        emitter.emit(numbered(number))
+    assert emitter.stop(1)
+    assert_conserved(emitter.statistics(), 5000)
+    assert streamed(stream) + spooled_numbers(folder) == list(range(5000))
+    assert emitter.statistics().spooled > 0
