@@ -82,17 +82,22 @@ def texts_of(value: Any) -> Iterator[str]:
 class Ledger:
     """A file of `LedgerRow` lines, appended to. A row is in the file when `write` returns.
 
+    `rows` counts what this instance wrote, from the offset `start_bytes` on.
+
     Concurrency: one thread.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.rows = 0
         self._file = path.open("ab")
+        self.start_bytes = self._file.tell()
 
     def write(self, row: LedgerRow) -> None:
         """Append one row and hand it to the operating system."""
         self._file.write(msgspec.json.encode(row) + b"\n")
         self._file.flush()
+        self.rows += 1
 
     def close(self) -> None:
         """Close the file. Idempotent."""
