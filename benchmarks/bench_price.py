@@ -3,7 +3,7 @@
     python benchmarks/bench_price.py [--quick]
 
 Times are microseconds a price, over four models of three providers; each round times both, so that what else the
-machine does meets both. Memory is what the first price of each adds to a fresh process.
+machine does meets both. Memory is what the import and the first price of each keep in a fresh process.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ OURS = TokenUsage(input_tokens=1200, output_tokens=150, cache_read_input_tokens=
 THEIRS = genai_prices.Usage(input_tokens=1200, output_tokens=150, cache_read_tokens=400)
 
 MEMORY = """
-import resource, sys
+import sys, tracemalloc
 from datetime import datetime, UTC
 from fluxgate_mw.event import TokenUsage
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+tracemalloc.start()
 if sys.argv[1] == "ours":
     from fluxgate_mw.pricing import price
     price("openai", "gpt-4o-mini", TokenUsage(input_tokens=1), at=datetime.now(UTC))
 else:
     import genai_prices
     genai_prices.calc_price(genai_prices.Usage(input_tokens=1), "gpt-4o-mini", provider_id="openai")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(tracemalloc.get_traced_memory()[0] // 1024)
 """
 
 

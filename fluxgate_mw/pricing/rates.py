@@ -14,7 +14,7 @@ import msgspec
 
 from fluxgate_mw.event import TokenUsage
 
-__all__ = ["MILLION", "Rates", "Sheet", "UnpricedError", "cost_nanos", "overlay", "round_half_even"]
+__all__ = ["MILLION", "Rates", "Sheet", "UnpricedError", "cost_nanos", "overlay"]
 
 MILLION: Final = 1_000_000
 _MAX_NANOS: Final = 2**63 - 1
@@ -77,25 +77,13 @@ def cost_nanos(sheet: Sheet, usage: TokenUsage) -> int:
         (rates.input and usage.input_tokens is None) or (rates.output and usage.output_tokens is None)
     ):
         raise UnpricedError("the tokens that are billed are not reported")
-    nanos = round_half_even(numerator, rates.per)
+    per = rates.per
+    nanos, rest = divmod(numerator, per)
+    if (twice := rest + rest) > per or (twice == per and nanos & 1):
+        nanos += 1
     if nanos > _MAX_NANOS:
         raise UnpricedError("invalid usage: the counts are absurd")
     return nanos
-
-
-def round_half_even(numerator: int, denominator: int) -> int:
-    """Return the whole number nearest to the fraction, the even one of two that are as near.
-
-    Args:
-        numerator: At least 0.
-        denominator: Even and positive.
-
-    >>> [round_half_even(n, 10) for n in (4, 5, 6, 15, 25)]
-    [0, 0, 1, 2, 2]
-    """
-    quotient, rest = divmod(numerator, denominator)
-    half = denominator >> 1
-    return quotient + (rest > half or (rest == half and quotient & 1))
 
 
 def overlay(base: Sheet, over: Sheet) -> Sheet:

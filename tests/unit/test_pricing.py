@@ -11,6 +11,7 @@ from decimal import Decimal
 from importlib import resources
 from pathlib import Path
 
+import msgspec
 import pytest
 from genai_prices.data_snapshot import get_snapshot
 from hatchling.builders.wheel import WheelBuilder
@@ -22,6 +23,8 @@ from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.pricing import CostOverride, price, provider_of_host, table, table_version
 from fluxgate_mw.pricing.compile import main, tables
 from fluxgate_mw.pricing.hosts import HOSTS
+from fluxgate_mw.pricing.rates import Rates
+from fluxgate_mw.pricing.terms import Dated, Tariff, Terms, Variant
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 USAGE = TokenUsage(input_tokens=1000, output_tokens=100, cache_read_input_tokens=400, reasoning_output_tokens=30)
@@ -169,6 +172,27 @@ def test_the_zone_of_a_time_does_not_matter():
             for moment in (at, at.replace(tzinfo=None), at.astimezone(timezone(timedelta(hours=-9, minutes=-30))))
         }
         assert len(costs) == 1
+
+
+def test_the_first_row_of_a_table_wins():
+    """Of two rows that a name means the first counts, whether it spells the name out or matches a pattern."""
+    rows = [
+        table.ModelRow(("a-1",), msgspec.Raw(b"{}")),
+        table.ModelRow((), msgspec.Raw(b"{}"), ("^", "a-")),
+        table.ModelRow(("a-2", "b"), msgspec.Raw(b"{}")),
+    ]
+    found = table.Table(tuple(rows))
+    assert [found.row(name) for name in ("a-1", "a-2", "a-3", "b", "c")] == [rows[0], rows[1], rows[1], rows[2], None]
+
+
+def test_the_first_variant_wins():
+    """Of two variants that give a rate for the same kind of request the first counts, rate by rate."""
+    variants = tuple(
+        Variant({"service_tier": "flex"}, ((0, rates),)) for rates in (Rates(input=2), Rates(input=3, output=4))
+    )
+    tariff = Tariff(Terms((Dated(((0, Rates(input=5, output=5)),)),), variants), "test")
+    assert tariff.sheet(NOW, "flex") == ((0, Rates(input=2, output=4)),)
+    assert tariff.sheet(NOW, None) == tariff.sheet(NOW, "other") == ((0, Rates(input=5, output=5)),)
 
 
 def test_answers_kept_are_bounded():

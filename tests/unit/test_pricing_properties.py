@@ -12,12 +12,12 @@ import genai_prices
 import pytest
 from genai_prices.data import providers
 from genai_prices.types import ClauseRegex
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.pricing import Price, price
-from fluxgate_mw.pricing.rates import round_half_even
+from fluxgate_mw.pricing.rates import Rates, cost_nanos
 
 SPELLED = {
     "input_tokens": "input_tokens",
@@ -89,6 +89,12 @@ def random_usage(rng: random.Random) -> TokenUsage:
 
 
 @cache
+def long_context_steps() -> tuple[int, ...]:
+    """Every number of input tokens past which some price changes."""
+    return tuple(sorted({int(start) for start in re.findall(r"Tier\(start=(\d+)", repr(providers))}))
+
+
+@cache
 def moments(provider: str) -> tuple[datetime, ...]:
     """Moments on both sides of every date and time of day that this provider's prices (and its lenders') name."""
     found = {datetime(2023, 1, 1, tzinfo=UTC), datetime(2026, 11, 23, 12, tzinfo=UTC), datetime(2031, 1, 1, tzinfo=UTC)}
@@ -119,6 +125,26 @@ def references(provider: str) -> tuple[str, ...]:
     names = [provider, *(PROVIDERS[provider].fallback_model_providers or ())]
     found = {text for name in names for model in PROVIDERS[name].models for text in (model.id, *literals(model.match))}
     return tuple(sorted(found))
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_every_step_date_and_tier(provider):
+    """On both sides of every long-context step, at every date and for every tier: the library's total."""
+    usages = [
+        TokenUsage(input_tokens=start + over, output_tokens=1001, cache_read_input_tokens=start // 2)
+        for start in (5, *long_context_steps())
+        for over in (0, 1)
+    ]
+    for model in PROVIDERS[provider].models:
+        text = repr(model)
+        steps = usages if "Tier(" in text else usages[:1]
+        times = moments(provider) if "constraint=" in text else moments(provider)[:1]
+        tiers = set(TIERS) if "PriceVariant" in text else {None}
+        checked = [(usage, at, None) for usage in steps for at in times]
+        checked += [(steps[-1], at, tier) for at in times for tier in tiers]
+        for usage, at, tier in checked if len(checked) > 1 else ():
+            ours = price(provider, model.id, usage, at=at, service_tier=tier)
+            assert agrees(ours, theirs(provider, model.id, usage, at, tier)), (model.id, usage, at, tier)
 
 
 SIMPLE = TokenUsage(input_tokens=1_000_003, output_tokens=777)
@@ -200,7 +226,7 @@ def test_other_names_of_a_provider_are_the_librarys(name):
         assert price(name, model, SIMPLE, at=NOW).cost_nanos == theirs(name, model, SIMPLE, NOW, None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_any_model_any_counts_any_time(data):
     """Whatever is drawn: our cost is the library's, exact to the nano-dollar."""
@@ -214,14 +240,17 @@ def test_any_model_any_counts_any_time(data):
     assert agrees(ours, theirs(provider, model, usage, at, tier))
 
 
-@given(numerator=st.integers(0, 10**30), power=st.integers(6, 18))
-def test_rounding_is_half_to_even(numerator, power):
+@given(rate=st.integers(0, 10**18), power=st.integers(6, 18))
+@example(rate=500_000, power=6)
+@example(rate=1_500_000, power=6)
+@example(rate=2_500_001, power=6)
+def test_rounding_is_half_to_even(rate, power):
     """One rounding, to the nearest whole number, of two as near to the even one."""
-    exact = (Decimal(numerator) / 10**power) if numerator < 10**27 else None
-    rounded = round_half_even(numerator, 10**power)
-    assert abs(rounded * 10**power - numerator) * 2 <= 10**power
-    if exact is not None:
-        assert rounded == exact.to_integral_value(ROUND_HALF_EVEN)
+    sheet = ((0, Rates(input=rate, output=rate, per=10**power)),)
+    exact = Decimal(rate) / 10**power
+    assert cost_nanos(sheet, TokenUsage(input_tokens=1)) == exact.to_integral_value(ROUND_HALF_EVEN)
+    both = cost_nanos(sheet, TokenUsage(input_tokens=1, output_tokens=2))
+    assert both == (exact * 3).to_integral_value(ROUND_HALF_EVEN)
 
 
 odd = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.decimals() | st.just(10**400)
