@@ -23,7 +23,7 @@ from fluxgate_mw.dashboard.filters import DIMENSIONS, QueryError, View
 from fluxgate_mw.dashboard.render import STATIC_FOLDER, Renderer
 from fluxgate_mw.errors import BackendError
 from fluxgate_mw.event import UsageEvent
-from fluxgate_mw.query import CostReport, CostRow, EventFilter, EventQuery
+from fluxgate_mw.query import CostReport, CostRow, EventCursor, EventFilter, EventQuery
 from fluxgate_mw.types import Store
 
 __all__ = ["make_dashboard"]
@@ -192,7 +192,8 @@ class _Pages:
             fresh = not report.total.calls and await self._is_new()
         last = min(where.until - timedelta(microseconds=1), now) if where.until else now
         days = chart.days_of(report, where.since.date() if where.since else None, last.date())
-        lines = rows.cost_lines(report, days)
+        picture = chart.stacked(report, rows.labels_of(report), days, now.date())
+        lines = rows.cost_lines(report, days, picture.days_per_bar)
         return self._show(
             request,
             "costs",
@@ -200,7 +201,7 @@ class _Pages:
             section="costs",
             dimensions=DIMENSIONS,
             figures=_figures(report.total),
-            chart=chart.stacked(report, rows.labels_of(report), days, now.date()),
+            chart=picture,
             total=rows.Amount.of_sum(
                 report.total.cost_nanos,
                 calls=report.total.calls,
@@ -296,13 +297,19 @@ class _Pages:
         return facets
 
     async def _siblings(self, event: UsageEvent) -> list[UsageEvent]:
-        """Return the calls of the same web request in order of time, this one among them."""
+        """Return the calls of the same web request in order of time, this one among them.
+
+        Looked for among the same user's calls nearest in time: the store's filter has no web request.
+        """
         if event.request_id is None:
             return [event]
         since, until = event.occurred_at - _NEIGHBOURS, event.occurred_at + _NEIGHBOURS
         near = EventFilter(since=since, until=until, users=(event.user.id if event.user else None,))
-        page = await self._store.events(EventQuery(where=near, limit=_MOST_NEIGHBOURS))
-        same = {other.event_id: other for other in page.events if other.request_id == event.request_id}
+        here = EventCursor(event.occurred_at, event.event_id)
+        older = await self._store.events(EventQuery(where=near, after=here, limit=_MOST_NEIGHBOURS))
+        newer = await self._store.events(EventQuery(where=near, before=here, limit=_MOST_NEIGHBOURS))
+        found = (*older.events, *newer.events)
+        same = {other.event_id: other for other in found if other.request_id == event.request_id}
         return sorted((same | {event.event_id: event}).values(), key=lambda call: (call.occurred_at, call.event_id))
 
 

@@ -7,7 +7,7 @@ are pixels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Final
@@ -21,6 +21,7 @@ _HEIGHT: Final = 280
 _TOP: Final = 12
 _BOTTOM: Final = 24
 _MOST_COLUMNS: Final = 120
+_MOST_DAYS: Final = 3 * 366
 _MOST_TICKS: Final = 6
 _WIDEST: Final = 6.0
 _STEPS: Final = (1, 2, 3, 5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100)
@@ -66,19 +67,26 @@ class Chart:
     grid: tuple[Grid, ...]
     ticks: tuple[Grid, ...]
     legend: tuple[Series, ...]
+    columns: int
     days_per_bar: int
     today: tuple[float, float] | None
 
 
 def days_of(report: CostReport, first: date | None, last: date) -> tuple[date, ...]:
-    """Return every day of the range, empty ones too; an open range starts at the first day with a call."""
-    seen = [point.day for point in report.days]
-    start = min([*seen, last]) if first is None else first
-    end = max([*seen, last])
-    return tuple(start + timedelta(days=n) for n in range(max((end - start).days, 0) + 1))
+    """Return every day to draw, empty ones too: from `first`, or else the first day with a call, to `last`.
+
+    A range longer than the report's starts with its first call, and what is older than three years, or dated in the
+    future, is in the table alone.
+    """
+    seen = [point.day for point in report.days if point.day <= last]
+    start = min([*seen, last])
+    if first is not None and (last - first).days < _MOST_DAYS:
+        start = min(first, last)
+    start = max(start, last - timedelta(days=min(_MOST_DAYS, last.toordinal()) - 1))
+    return tuple(start + timedelta(days=n) for n in range((last - start).days + 1))
 
 
-def stacked(report: CostReport, labels: dict[str | None, str], days: Sequence[date], today: date) -> Chart:
+def stacked(report: CostReport, labels: Mapping[str | None, str], days: Sequence[date], today: date) -> Chart:
     """Return the chart of spend per day: the six dearest values, dearest at the bottom, and the rest as Other.
 
     Args:
@@ -87,36 +95,55 @@ def stacked(report: CostReport, labels: dict[str | None, str], days: Sequence[da
         days: The days of the axis, ascending, none missing.
         today: The day that is not over yet.
     """
-    top = [row.key for row in report.rows[:SERIES]]
-    legend = [Series(f"s{n}", labels[key]) for n, key in enumerate(top, 1)]
-    series = dict(zip(top, legend, strict=True))
-    other = Series("other", f"Other ({len(report.rows) - SERIES})")
     step = -(-len(days) // _MOST_COLUMNS)
-    columns: dict[int, Counter[Series]] = {}
-    index = {day: n for n, day in enumerate(days)}
-    for point in report.days:
-        if point.day in index and point.cost_nanos > 0:
-            columns.setdefault(index[point.day] // step, Counter())[series.get(point.key, other)] += point.cost_nanos
-    order = [*legend, other] if len(report.rows) > SERIES else legend
-    unit = _unit(max((column.total() for column in columns.values()), default=0))
     slot = 100 / -(-len(days) // step)
     width = min(slot * 0.8, _WIDEST)
-    bars = tuple(
-        bar
-        for n, column in sorted(columns.items())
-        for bar in _column(column, order, days[n * step], (slot * n + (slot - width) / 2, width), 4 * unit)
-    )
-    shown = index.get(today)
+    places = [(round(slot * n + (slot - width) / 2, 3), round(width, 3)) for n in range(-(-len(days) // step))]
+    series, order = _series(report, labels)
+    columns = _columns(report, series, days, step)
+    unit = _unit(max((column.total() for column in columns.values()), default=0))
     return Chart(
         height=_HEIGHT,
         floor=_HEIGHT - _BOTTOM,
-        bars=bars,
+        bars=tuple(
+            bar
+            for n, column in sorted(columns.items())
+            for bar in _column(column, order, days[n * step], places[n], 4 * unit)
+        ),
         grid=tuple(Grid(_y(n * unit, 4 * unit), nanos=n * unit) for n in range(1, 5)) if unit else (),
         ticks=_ticks(days, step, slot),
-        legend=tuple(order),
+        legend=order,
+        columns=len(places),
         days_per_bar=step,
-        today=None if shown is None else (slot * (shown // step) + (slot - width) / 2, width),
+        today=places[days.index(today) // step] if today in days else None,
     )
+
+
+def _series(
+    report: CostReport,
+    labels: Mapping[str | None, str],
+) -> tuple[dict[str | None, Series], tuple[Series, ...]]:
+    """Return the series of each key, and all of them from the bottom of a column to its top."""
+    other = Series("other", f"Other ({len(report.rows) - SERIES})")
+    series = {
+        row.key: Series(f"s{n}", labels[row.key]) if n <= SERIES else other for n, row in enumerate(report.rows, 1)
+    }
+    return series, tuple(dict.fromkeys(series.values()))
+
+
+def _columns(
+    report: CostReport,
+    series: Mapping[str | None, Series],
+    days: Sequence[date],
+    step: int,
+) -> dict[int, Counter[Series]]:
+    """Return the amounts of each column that has any, by its number."""
+    index = {day: n // step for n, day in enumerate(days)}
+    columns: dict[int, Counter[Series]] = {}
+    for point in report.days:
+        if point.day in index and point.key in series and point.cost_nanos > 0:
+            columns.setdefault(index[point.day], Counter())[series[point.key]] += point.cost_nanos
+    return columns
 
 
 def _y(nanos: int, top: int) -> float:
@@ -137,8 +164,7 @@ def _column(
         nanos = amounts[series]
         if nanos:
             upper, lower = _y(below + nanos, top), _y(below, top)
-            x, width = round(place[0], 3), round(place[1], 3)
-            bars.append(Bar(x, width, upper, round(lower - upper, 2), series, day, nanos))
+            bars.append(Bar(*place, upper, round(lower - upper, 2), series, day, nanos))
             below += nanos
     return bars
 

@@ -33,6 +33,17 @@ RANGES: Final[Mapping[str, timedelta | None]] = MappingProxyType(
         "all": None,
     },
 )
+_RANGE_WORDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "15m": "in the last 15 minutes",
+        "1h": "in the last hour",
+        "24h": "in the last 24 hours",
+        "7d": "in the last 7 days",
+        "30d": "in the last 30 days",
+        "90d": "in the last 90 days",
+        "all": "in all",
+    },
+)
 FIELDS: Final[Mapping[str, str]] = MappingProxyType(
     {"feature": "features", "user": "users", "model": "models", "status": "statuses"},
 )
@@ -90,9 +101,9 @@ class View:
         return self.since is not None or self.until is not None
 
     @property
-    def filtered(self) -> bool:
-        """Whether anything but the range narrows the view."""
-        return bool(self.features or self.users or self.models or self.statuses or self.text)
+    def range_words(self) -> str:
+        """The range in words, as the end of a sentence."""
+        return "in this range" if self.custom_range else _RANGE_WORDS[self.range]
 
     def where(self, now: datetime) -> EventFilter:
         """Return the store's filter. Ranges of days start at midnight UTC, so that every day shown is whole."""

@@ -148,11 +148,12 @@ def labels_of(report: CostReport) -> dict[str | None, str]:
     return {row.key: nameless if row.key is None else row.label or row.key for row in report.rows}
 
 
-def cost_lines(report: CostReport, days: Sequence[date] = ()) -> list[CostLine]:
-    """Return the rows of the cost table, dearest first, each with its spend per day as a small picture."""
+def cost_lines(report: CostReport, days: Sequence[date] = (), days_per_bar: int = 1) -> list[CostLine]:
+    """Return the rows of the cost table, dearest first, each with its spend over the days as a small picture."""
     labels = labels_of(report)
-    position = {day: n for n, day in enumerate(days)}
-    daily: dict[str | None, list[int]] = {row.key: [0] * len(days) for row in report.rows}
+    position = {day: n // days_per_bar for n, day in enumerate(days)}
+    bars = -(-len(days) // days_per_bar)
+    daily: dict[str | None, list[int]] = {row.key: [0] * bars for row in report.rows}
     for point in report.days:
         if point.day in position and point.key in daily:
             daily[point.key][position[point.day]] += point.cost_nanos

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from fluxgate_mw.dashboard.access import Access
@@ -58,6 +60,16 @@ def test_a_token_in_the_address_becomes_a_cookie():
     assert "samesite=strict" in cookie
     assert TOKEN not in cookie
     assert client.get(reply.headers["location"]).status_code == 200
+
+
+def test_the_cookie_of_a_mounted_app_is_for_its_prefix():
+    """Below a prefix, the redirect leads below it, and the cookie is sent nowhere else."""
+    app = Starlette(routes=[Mount("/admin/llm", make_dashboard(StillStore(), token=TOKEN))])
+    client = TestClient(app, base_url="https://host", follow_redirects=False)
+    reply = client.get("/admin/llm/costs", params={"token": TOKEN})
+    assert reply.headers["location"] == "/admin/llm/costs"
+    assert {"path=/admin/llm", "secure"} <= set(reply.headers["set-cookie"].lower().split("; "))
+    assert client.get("/admin/llm/costs").status_code == 200
 
 
 def test_a_wrong_token_in_the_address_is_refused():
