@@ -11,14 +11,14 @@ import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 import msgspec
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import NOTHING, Ambient, as_user, enter, get
 
-__all__ = ["DECORATION", "Frame", "context", "feature"]
+__all__ = ["DECORATION", "Frame", "context", "feature", "set_fields"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 DECORATION: Final = "__fluxgate_decoration__"
@@ -153,20 +153,45 @@ def context(
         cost_override: Rates in USD per million tokens: `input_cost_per_1m_tokens`, `output_cost_per_1m_tokens`,
             `cache_read_cost_per_1m_tokens`, `cache_write_cost_per_1m_tokens`, `reasoning_cost_per_1m_tokens`.
     """
-    fields: dict[str, Any] = {
-        "step": step,
-        "session_id": session_id,
-        "conversation_id": conversation_id,
-        "metadata": dict(metadata) if metadata else None,
-        "cost_override": dict(cost_override) if cost_override else None,
-    }
-    if user is not None:
-        fields["user"], fields["user_source"] = as_user(user), "context"
-        if fields["user"] is None:
-            diagnostics.note("context_no_user", f"context(user=...) was given a {type(user).__name__} without an id")
+    return Frame(
+        set_fields(
+            "context",
+            user=user,
+            feature=feature,
+            step=step,
+            session_id=session_id,
+            conversation_id=conversation_id,
+            metadata=metadata,
+            cost_override=cost_override,
+        )
+    )
+
+
+def set_fields(
+    source: Literal["context", "explicit"],
+    *,
+    user: object,
+    feature: str | None,
+    metadata: Mapping[str, Any] | None,
+    cost_override: Mapping[str, Any] | None,
+    **others: str | None,
+) -> dict[str, Any]:
+    """Return the fields of `Ambient` that are given, with `source` as where user and feature came from.
+
+    What is no user is counted and left out; the mappings are copied.
+    """
+    fields: dict[str, Any] = {key: value for key, value in others.items() if value is not None}
+    if user is not None and (known := as_user(user)) is not None:
+        fields["user"], fields["user_source"] = known, source
+    elif user is not None:
+        diagnostics.note("context_no_user", f"a context was given a {type(user).__name__} without an id as its user")
     if feature is not None:
-        fields["feature"], fields["feature_source"] = feature, "context"
-    return Frame({key: value for key, value in fields.items() if value is not None})
+        fields["feature"], fields["feature_source"] = feature, source
+    if metadata:
+        fields["metadata"] = dict(metadata)
+    if cost_override:
+        fields["cost_override"] = dict(cost_override)
+    return fields
 
 
 def _wrap(frame: Frame, target: Any) -> Any:

@@ -6,6 +6,7 @@ Here also stand the process-wide slot of the default recorder, which the composi
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -20,7 +21,7 @@ import msgspec
 
 from fluxgate_mw import diagnostics, pricing
 from fluxgate_mw.ambient import Ambient
-from fluxgate_mw.errors import ConfigurationError
+from fluxgate_mw.errors import ConfigurationError, FluxGateError
 from fluxgate_mw.event import TokenUsage, Tracking, UsageEvent, User, new_event_id, usd
 from fluxgate_mw.semconv import Status, UsageSource
 from fluxgate_mw.settings import Settings
@@ -59,10 +60,15 @@ def guarded(stage: str, function: Callable[_P, _T], /, *args: _P.args, **kwargs:
     """
     try:
         return function(*args, **kwargs)
+    except FluxGateError as error:
+        diagnostics.note(f"failed_{stage}", f"nothing is recorded: {error}", level=logging.ERROR)
+        return None
     except Exception as error:  # noqa: BLE001  (the one guard between our bugs and the host)
         frames = traceback.extract_tb(error.__traceback__)[-3:]
         place = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in reversed(frames))  # noqa: PTH119
-        diagnostics.note(f"bug_{stage}", f"fluxgate-mw failed in {stage}: {type(error).__name__} at {place}")
+        diagnostics.note(
+            f"bug_{stage}", f"fluxgate-mw failed in {stage}: {type(error).__name__} at {place}", level=logging.ERROR
+        )
         return None
 
 
@@ -304,11 +310,14 @@ def set_default(recorder: Recorder | None) -> None:
     _default["recorder"] = recorder
 
 
-def choose(explicit: Recorder | None, ambient: Ambient) -> Recorder | None:
-    """Return the recorder for a call: the tracker's, else the request's, else the default; None when switched off."""
+def choose(explicit: Recorder | None, ambient: Ambient, fallback: Recorder | None = None) -> Recorder | None:
+    """Return the recorder for a call: the tracker's, else the request's, else `fallback`, else the default.
+
+    None where that one is switched off.
+    """
     recorder = explicit
     if recorder is None and ambient.request is not None:
         recorder = ambient.request.sources.recorder
     if recorder is None:
-        recorder = _default["recorder"] or _default["factory"]()
+        recorder = fallback or _default["recorder"] or _default["factory"]()
     return recorder if recorder.settings.enabled else None

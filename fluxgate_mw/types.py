@@ -7,16 +7,14 @@ every implementation.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+from wsgiref.types import StartResponse, WSGIApplication
 
 import msgspec
 
 from fluxgate_mw.event import TokenUsage, UsageEvent
 from fluxgate_mw.query import CostReport, Dimension, EventFilter, EventPage, EventQuery
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 __all__ = [
     "ASGIApp",
@@ -46,23 +44,8 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 Environ = dict[str, Any]
+WSGIApp = WSGIApplication
 
-
-class StartResponse(Protocol):
-    """WSGI's `start_response`. Source: PEP 3333."""
-
-    def __call__(
-        self,
-        status: str,
-        headers: list[tuple[str, str]],
-        exc_info: tuple[type[BaseException], BaseException, TracebackType] | None = None,
-        /,
-    ) -> Callable[[bytes], object]:
-        """Begin the response; the returned callable is the legacy `write`."""
-        ...
-
-
-WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 Carrier = MutableMapping[str, Any]
 """What a resolver is given: the ASGI `scope` or the WSGI `environ` of the request."""

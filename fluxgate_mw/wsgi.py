@@ -20,6 +20,8 @@ __all__ = ["FluxGateWSGIMiddleware"]
 
 ENVIRON_KEY = "fluxgate"
 
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
+
 
 class FluxGateWSGIMiddleware:
     """Attribute every call that a WSGI application's views make to the signed-in user and the matched route.
@@ -80,7 +82,7 @@ class FluxGateWSGIMiddleware:
         def started(
             status: str,
             headers: list[tuple[str, str]],
-            exc_info: tuple[type[BaseException], BaseException, TracebackType] | None = None,
+            exc_info: ExcInfo | None = None,
             /,
         ) -> Callable[[bytes], object]:
             guarded("wsgi", sources.keep, request.carrier)

@@ -1,0 +1,57 @@
+"""Which API paths are calls, and which providers accept to be asked for usage in a stream.
+
+Source: OpenAI API reference, https://platform.openai.com/docs/api-reference (read 2026-11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+__all__ = ["OPERATIONS", "asks_for_usage"]
+
+OPERATIONS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "/chat/completions": "chat",
+        "/completions": "text_completion",
+        "/responses": "chat",
+        "/responses/compact": "compaction",
+        "/embeddings": "embeddings",
+        "/images/generations": "image_generation",
+        "/images/edits": "image_generation",
+        "/images/variations": "image_generation",
+        "/audio/speech": "speech",
+        "/audio/transcriptions": "transcription",
+        "/audio/translations": "translation",
+        "/moderations": "moderation",
+        "/batches": "batch",
+        "/fine_tuning/jobs": "fine_tuning",
+    }
+)
+"""Path below the client's base address to the operation's name; a POST to any other path is no billed call."""
+
+_STREAM_OPTIONS_PATHS: Final = frozenset({"/chat/completions", "/completions"})
+
+_ACCEPTS_STREAM_OPTIONS: Final = frozenset(
+    {"openai", "groq", "together", "fireworks", "deepseek", "openrouter", "x-ai"}
+)
+"""Providers whose references document `stream_options.include_usage` for chat completions (read 2026-11)."""
+
+_AZURE_SINCE: Final = "2024-09-01-preview"
+"""The first Azure API version with `stream_options`. Source: Azure OpenAI REST API reference, "What's new"."""
+
+
+def asks_for_usage(provider: str, path: str, api_version: str | None) -> bool:
+    """Say whether a stream of this provider may be asked for usage on the caller's behalf.
+
+    Args:
+        provider: As the recorder names it.
+        path: Below the base address.
+        api_version: Of Azure; None elsewhere.
+    """
+    if path not in _STREAM_OPTIONS_PATHS:
+        return False
+    if provider == "azure":
+        return api_version is not None and (api_version[:10] >= _AZURE_SINCE[:10] or not api_version[:1].isdigit())
+    return provider in _ACCEPTS_STREAM_OPTIONS

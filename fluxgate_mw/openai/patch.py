@@ -1,0 +1,233 @@
+"""The global patch of the OpenAI client: its one `request` method, sync and async, and nothing else of its behaviour.
+
+`SyncAPIClient.request` and `AsyncAPIClient.request` are what every resource, helper and SDK on top goes through once
+a logical call, retries inside. `_process_response` is passed through too, for status and retries of the last HTTP
+response. A subclass that has a `request` of its own (another instrumentation may have put it there) is patched as
+well; a nested `request` belongs to the outer call, so no call counts twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final
+
+from openai import AsyncStream, BaseModel, Stream
+from openai._base_client import AsyncAPIClient, SyncAPIClient
+from openai._legacy_response import LegacyAPIResponse
+from openai._response import BaseAPIResponse
+
+from fluxgate_mw.errors import InstrumentationError
+from fluxgate_mw.openai.calls import OpenAICall, Origin, active, begin
+from fluxgate_mw.openai.tracking import FLUXGATE
+from fluxgate_mw.recorder import Outcome, Recorder, guarded
+from fluxgate_mw.types import HasRecorder
+
+__all__ = ["arequested", "instrument_openai", "requested", "uninstrument_openai"]
+
+VIEW: Final = "__fluxgate_view__"
+"""The attribute of client classes that track by themselves: the explicit tracker's views."""
+
+_ANSWERS: Final = (BaseModel, Stream, AsyncStream, LegacyAPIResponse, BaseAPIResponse)
+
+
+def requested(send: Callable[[Any], Any], client: Any, options: Any, stream: bool, origin: Origin) -> Any:  # noqa: FBT001
+    """Return what `send(options)` returns, or raise what it raises, and record that as a call."""
+    began = guarded("openai", begin, client, options, stream, origin)
+    if began is None:
+        return send(options)
+    call, options = began
+    active.set(call)
+    try:
+        result = send(options)
+    except BaseException as error:
+        guarded("openai", call.failed, error)
+        raise
+    finally:
+        active.set(None)
+    _answered(call, result)
+    return result
+
+
+async def arequested(
+    send: Callable[[Any], Awaitable[Any]],
+    client: Any,
+    options: Any,
+    stream: bool,  # noqa: FBT001
+    origin: Origin,
+) -> Any:
+    """Return what `await send(options)` returns, or raise what it raises, and record that as a call."""
+    began = guarded("openai", begin, client, options, stream, origin)
+    if began is None:
+        return await send(options)
+    call, options = began
+    active.set(call)
+    try:
+        result = await send(options)
+    except BaseException as error:
+        guarded("openai", call.failed, error)
+        raise
+    finally:
+        active.set(None)
+    _answered(call, result)
+    return result
+
+
+def _answered(call: OpenAICall, result: object) -> None:
+    if guarded("openai", call.answered, result) is None:
+        guarded("openai", call.end, Outcome())
+
+
+class _Patch:
+    """What is patched now, and at whose request.
+
+    Concurrency: any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked: dict[object, Recorder | None] = {}
+        self._replaced: list[tuple[type, str, Any, Any]] = []
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the patch says that calls come from; None when nobody asks for the patch any more."""
+        return self._origin
+
+    _origin: Origin | None = None
+
+    def ask(self, recorder: Recorder | None) -> Callable[[], None]:
+        """Patch, if it is not done yet, and return the undo of this request."""
+        token = object()
+        with self._lock:
+            if not self._asked:
+                self._install()
+            self._asked[token] = recorder
+            self._choose_origin()
+        return functools.partial(self._withdraw, token)
+
+    def clear(self) -> None:
+        """Take every request back."""
+        with self._lock:
+            if self._asked:
+                self._asked.clear()
+                self._restore()
+            self._choose_origin()
+
+    def _withdraw(self, token: object) -> None:
+        with self._lock:
+            if token not in self._asked:
+                return
+            del self._asked[token]
+            if not self._asked:
+                self._restore()
+            self._choose_origin()
+
+    def _choose_origin(self) -> None:
+        recorders = [recorder for recorder in self._asked.values() if recorder is not None]
+        self._origin = Origin(fallback=recorders[-1] if recorders else None) if self._asked else None
+
+    def _install(self) -> None:
+        for client, wrap in ((SyncAPIClient, self._sync_request), (AsyncAPIClient, self._async_request)):
+            if not callable(client.__dict__.get("request")):
+                raise InstrumentationError(f"openai's {client.__name__} has no request method; nothing was patched")
+            for owner in _owners_of_request(client):
+                self._replace(owner, "request", wrap(owner.__dict__["request"]))
+            if callable(client.__dict__.get("_process_response")):
+                self._replace(client, "_process_response", _process_response(client.__dict__["_process_response"]))
+        for answer in _ANSWERS:
+            if "fluxgate" not in answer.__dict__:
+                self._replace(answer, "fluxgate", FLUXGATE)
+
+    def _replace(self, owner: type, name: str, replacement: Any) -> None:
+        self._replaced.append((owner, name, owner.__dict__.get(name), replacement))
+        setattr(owner, name, replacement)
+
+    def _restore(self) -> None:
+        """Put back the very objects found, where nobody has replaced ours since; there ours passes through."""
+        while self._replaced:
+            owner, name, original, replacement = self._replaced.pop()
+            if owner.__dict__.get(name) is not replacement:
+                continue
+            if original is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, original)
+
+    def _sync_request(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def request(client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+            origin = self._origin
+            if origin is None:
+                return original(client, cast_to, options, *args, **kwargs)
+
+            def send(final: Any) -> Any:
+                return original(client, cast_to, final, *args, **kwargs)
+
+            return requested(send, client, options, bool(kwargs.get("stream")), origin)
+
+        return request
+
+    def _async_request(self, original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        @functools.wraps(original)
+        async def request(client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+            origin = self._origin
+            if origin is None:
+                return await original(client, cast_to, options, *args, **kwargs)
+
+            def send(final: Any) -> Awaitable[Any]:
+                return original(client, cast_to, final, *args, **kwargs)
+
+            return await arequested(send, client, options, bool(kwargs.get("stream")), origin)
+
+        return request
+
+
+def _process_response(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the client's method, sync or async alike, telling the running call of its response."""
+
+    @functools.wraps(original)
+    def process_response(client: Any, *args: Any, **kwargs: Any) -> Any:
+        call = active.get()
+        if call is not None and "response" in kwargs:
+            call.responded(kwargs["response"], kwargs.get("retries_taken", 0))
+        return original(client, *args, **kwargs)
+
+    return process_response
+
+
+def _owners_of_request(client: type) -> Iterator[type]:
+    """Yield the class and every subclass that has a `request` of its own, but for our views."""
+    if "request" in client.__dict__ and VIEW not in client.__dict__:
+        yield client
+    subclasses: list[type] = client.__subclasses__()
+    for subclass in subclasses:
+        yield from _owners_of_request(subclass)
+
+
+_patch = _Patch()
+
+
+def instrument_openai(fg: HasRecorder | None = None) -> Callable[[], None]:
+    """Record every call of every OpenAI client in this process; clients made before too.
+
+    Args:
+        fg: Where calls go that neither a tracker nor a request's middleware claims; None = the default at the time.
+
+    Returns:
+        The undo of this request. The last one restores the very objects found; calling it again does nothing.
+
+    Raises:
+        InstrumentationError: The installed `openai` is of unknown shape; nothing was patched.
+
+    Guarantees: idempotent; the caller of the client gets, and is raised, what he would get without us.
+
+    Concurrency: any thread.
+    """
+    return _patch.ask(None if fg is None else fg.recorder)
+
+
+def uninstrument_openai() -> None:
+    """Remove the global patch, whoever asked for it; what they hold to undo it does nothing any more."""
+    _patch.clear()

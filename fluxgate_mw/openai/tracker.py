@@ -1,0 +1,197 @@
+"""The explicit form: a tracked view of one client, with a context of its own that wins over the ambient one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast, overload
+
+import msgspec
+from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
+from openai._base_client import AsyncAPIClient
+
+from fluxgate_mw.ambient import Ambient, get
+from fluxgate_mw.frames import set_fields
+from fluxgate_mw.openai.calls import Origin
+from fluxgate_mw.openai.patch import VIEW, arequested, requested
+from fluxgate_mw.recorder import Recorder
+from fluxgate_mw.types import HasRecorder
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = [
+    "TrackedAsyncAzureOpenAI",
+    "TrackedAsyncOpenAI",
+    "TrackedAzureOpenAI",
+    "TrackedOpenAI",
+    "create_openai_cost_tracker",
+]
+
+
+class _View:
+    """What makes a client a tracked view; never made by itself."""
+
+    _fluxgate_recorder: Recorder | None = None
+    _fluxgate_fields: Mapping[str, Any] = {}
+
+    def with_context(
+        self,
+        *,
+        user: object = None,
+        feature: str | None = None,
+        step: str | None = None,
+        session_id: str | None = None,
+        conversation_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        cost_override: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Return a new view of the same client whose calls carry these fields, merged over this view's own.
+
+        They win, field by field, over the ambient context. None leaves a field as it is; arguments are those of
+        `fluxgate_mw.context`. This view is never changed.
+        """
+        fields = set_fields(
+            "explicit",
+            user=user,
+            feature=feature,
+            step=step,
+            session_id=session_id,
+            conversation_id=conversation_id,
+            metadata=metadata,
+            cost_override=cost_override,
+        )
+        merged = {**self._fluxgate_fields, **fields}
+        if "metadata" in fields:
+            merged["metadata"] = {**self._fluxgate_fields.get("metadata", {}), **fields["metadata"]}
+        return cast("Self", _view_of(self, self._fluxgate_recorder, merged))
+
+    def _fluxgate_origin(self) -> Origin:
+        ambient: Ambient = get()
+        fields = self._fluxgate_fields
+        if fields:
+            if "metadata" in fields:
+                fields = {**fields, "metadata": {**ambient.metadata, **fields["metadata"]}}
+            ambient = msgspec.structs.replace(ambient, **fields)
+        return Origin(recorder=self._fluxgate_recorder, ambient=ambient)
+
+    def copy(self, *args: Any, **kwargs: Any) -> Self:
+        """Return the client's own copy with other options, tracked as this view is."""
+        copied: Self = super().copy(*args, **kwargs)  # type: ignore[misc]
+        copied._fluxgate_recorder = self._fluxgate_recorder
+        copied._fluxgate_fields = self._fluxgate_fields
+        return copied
+
+    with_options = copy
+
+
+class _SyncView(_View):
+    def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+        """Send one request as a call of this view."""
+        send_on = super().request  # type: ignore[misc]
+
+        def send(final: Any) -> Any:
+            return send_on(cast_to, final, *args, **kwargs)
+
+        return requested(send, self, options, bool(kwargs.get("stream")), self._fluxgate_origin())
+
+
+class _AsyncView(_View):
+    async def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+        """Send one request as a call of this view."""
+        send_on = super().request  # type: ignore[misc]
+
+        async def send(final: Any) -> Any:
+            return await send_on(cast_to, final, *args, **kwargs)
+
+        return await arequested(send, self, options, bool(kwargs.get("stream")), self._fluxgate_origin())
+
+
+class TrackedOpenAI(_SyncView, OpenAI):
+    """An `OpenAI` whose calls are tracked; made by `create_openai_cost_tracker`."""
+
+
+class TrackedAsyncOpenAI(_AsyncView, AsyncOpenAI):
+    """An `AsyncOpenAI` whose calls are tracked; made by `create_openai_cost_tracker`."""
+
+
+class TrackedAzureOpenAI(TrackedOpenAI, AzureOpenAI):
+    """An `AzureOpenAI` whose calls are tracked; made by `create_openai_cost_tracker`."""
+
+
+class TrackedAsyncAzureOpenAI(TrackedAsyncOpenAI, AsyncAzureOpenAI):
+    """An `AsyncAzureOpenAI` whose calls are tracked; made by `create_openai_cost_tracker`."""
+
+
+_views: dict[type, type] = {
+    OpenAI: TrackedOpenAI,
+    AsyncOpenAI: TrackedAsyncOpenAI,
+    AzureOpenAI: TrackedAzureOpenAI,
+    AsyncAzureOpenAI: TrackedAsyncAzureOpenAI,
+}
+for _base in (_SyncView, _AsyncView, *_views.values()):
+    setattr(_base, VIEW, True)
+
+
+@overload
+def create_openai_cost_tracker(client: AsyncAzureOpenAI, fg: HasRecorder | None = None) -> TrackedAsyncAzureOpenAI: ...
+@overload
+def create_openai_cost_tracker(client: AzureOpenAI, fg: HasRecorder | None = None) -> TrackedAzureOpenAI: ...
+@overload
+def create_openai_cost_tracker(client: AsyncOpenAI, fg: HasRecorder | None = None) -> TrackedAsyncOpenAI: ...
+@overload
+def create_openai_cost_tracker(client: OpenAI, fg: HasRecorder | None = None) -> TrackedOpenAI: ...
+
+
+def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> Any:
+    """Return a tracked view of one client: the same connection, options and methods, and `.with_context(...)`.
+
+    Args:
+        client: An `OpenAI`, `AsyncOpenAI`, `AzureOpenAI` or `AsyncAzureOpenAI`, or of a subclass; never changed.
+        fg: Where its events go; None = the request's, else the process's default at the time of each call.
+
+    Guarantees: works with the global patch off, and counts once with it on.
+
+    Concurrency: as the client's own; views share its connection pool, so closing one closes it for all.
+
+    Example:
+        >>> import openai
+        >>> tracker = create_openai_cost_tracker(openai.OpenAI(api_key="unused"))
+        >>> view = tracker.with_context(feature="summarizer", user="u-1")
+        >>> view is tracker
+        False
+    """
+    return _view_of(client, None if fg is None else fg.recorder, {})
+
+
+def _view_of(client: Any, recorder: Recorder | None, fields: Mapping[str, Any]) -> Any:
+    view_class = _view_class(type(client))
+    view: Any = object.__new__(view_class)
+    vars(view).update(vars(client))
+    _rebind_resources(view, client)
+    view._fluxgate_recorder = recorder  # noqa: SLF001
+    view._fluxgate_fields = fields  # noqa: SLF001
+    return view
+
+
+def _view_class(base: type) -> type:
+    if VIEW in base.__dict__:
+        return base
+    view = _views.get(base)
+    if view is None:
+        mixin = _AsyncView if issubclass(base, AsyncAPIClient) else _SyncView
+        view = _views[base] = type(f"Tracked{base.__name__}", (mixin, base), {VIEW: True})
+    return view
+
+
+def _rebind_resources(view: Any, client: Any) -> None:
+    """Let no resource that the client has made keep sending through the client instead of the view."""
+    for name, value in list(vars(view).items()):
+        resource = getattr(value, "_client", None) is client or type(value).__name__.endswith(
+            ("WithRawResponse", "WithStreamedResponse", "WithStreamingResponse")
+        )
+        if not resource:
+            continue
+        if hasattr(type(view), name):
+            del view.__dict__[name]
+        else:
+            setattr(view, name, type(value)(view))

@@ -1,0 +1,301 @@
+"""The composition root: settings in, every stage made and joined, started and stopped together.
+
+Nothing here does I/O or starts a thread before something is recorded or `start` is called.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cached_property, partial
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from fluxgate_mw import diagnostics
+from fluxgate_mw.background import BackgroundFlusher
+from fluxgate_mw.buffer.emitter import Emitter, EmitterStatistics
+from fluxgate_mw.buffer.pack import pack, unpack
+from fluxgate_mw.buffer.spool import Spool
+from fluxgate_mw.event import UsageEvent, decode_event
+from fluxgate_mw.extras import load
+from fluxgate_mw.flusher import Flusher, FlusherStatistics
+from fluxgate_mw.recorder import Recorder, guarded, set_default, set_default_factory
+from fluxgate_mw.settings import Settings, mask_url
+from fluxgate_mw.stores import open_store
+from fluxgate_mw.types import ASGIApp, Buffer, Store
+
+__all__ = ["FluxGate", "Statistics", "make_buffers", "make_flusher"]
+
+_log = logging.getLogger(__name__)
+
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
+
+
+class Statistics(EmitterStatistics, frozen=True, kw_only=True):
+    """What became of the events of one `FluxGate` in this process.
+
+    Args:
+        notes: How often something was noted in this process, by kind: mistakes in use, bugs of ours, drops.
+        flusher: Of the background flusher; None where this process runs none.
+    """
+
+    notes: Mapping[str, int]
+    flusher: FlusherStatistics | None
+
+
+class FluxGate:
+    """One delivery of events with its settings, and the process's default until the next one is made.
+
+    Settings are keywords of `fluxgate_mw.settings.Settings`; they beat `FLUXGATE_<NAME>`, which beats the default.
+    With `instrument` (the default) the OpenAI client is patched for the whole process.
+
+    Raises:
+        ConfigurationError: A setting is wrong; the message says which, where it came from, and what is allowed.
+
+    Guarantees: making one does no I/O and starts no thread; the first event starts the delivery. No signal handler is
+    installed. After a fork the child starts a delivery of its own.
+
+    Concurrency: any thread.
+
+    Example:
+        >>> fg = FluxGate(service="shop", instrument=False)
+        >>> fg.statistics().emitted
+        0
+    """
+
+    _default: list[FluxGate] = []  # noqa: RUF012  (the one slot, shared on purpose)
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = Settings.load(settings)
+        self._emitter = make_emitter(self.settings)
+        self._flusher = BackgroundFlusher(partial(make_flusher, self.settings))
+        self._flusher_wanted = self.settings.flusher == "background"
+        self.recorder = Recorder(self.settings, _Sink(self))
+        self._undo: Callable[[], None] | None = None
+        self._instrument()
+        FluxGate._default[:] = [self]
+        set_default(self.recorder)
+
+    @classmethod
+    def default(cls) -> FluxGate:
+        """Return the last one made, making one from the environment when there is none.
+
+        Raises:
+            ConfigurationError: A `FLUXGATE_*` variable is wrong.
+        """
+        return cls._default[0] if cls._default else cls()
+
+    @cached_property
+    def store(self) -> Store:
+        """The store that the settings name, for reading; opened at its first use."""
+        return open_store(self.settings.effective_store_url)
+
+    def record(self, event: UsageEvent) -> None:
+        """Deliver an event that you made yourself. Never raises; what cannot be taken is counted."""
+        if self.settings.enabled:
+            guarded("record", self.recorder.record, event)
+
+    def start(self) -> None:
+        """Start the delivery now instead of with the first event, and patch again after a `stop`. Idempotent."""
+        if not self.settings.enabled:
+            return
+        self._instrument()
+        self._emitter.start()
+        if self._flusher_wanted:
+            self._flusher.start()
+
+    def stop(self) -> bool:
+        """Undo this one's own instrumentation and deliver what is queued, within `shutdown_timeout_s`.
+
+        Returns:
+            Whether everything was accepted in time; what was not is counted as queued or dropped.
+        """
+        self._uninstrument()
+        accepted = self._emitter.stop(self.settings.shutdown_timeout_s)
+        self._flusher.stop(self.settings.shutdown_timeout_s)
+        return accepted
+
+    async def astop(self) -> bool:
+        """Do what `stop` does without blocking the event loop."""
+        self._uninstrument()
+        accepted = await self._emitter.astop(self.settings.shutdown_timeout_s)
+        await self._flusher.astop(self.settings.shutdown_timeout_s)
+        return accepted
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Return whether everything queued now was accepted (not: stored) within `timeout_s` seconds.
+
+        Args:
+            timeout_s: None = `shutdown_timeout_s`.
+
+        Blocks the calling thread; in an event loop use `aflush`.
+        """
+        return self._emitter.flush(self._timeout(timeout_s))
+
+    async def aflush(self, timeout_s: float | None = None) -> bool:
+        """Return whether everything queued now was accepted (not: stored) within `timeout_s` seconds."""
+        return await self._emitter.aflush(self._timeout(timeout_s))
+
+    def statistics(self) -> Statistics:
+        """Return a snapshot of what became of the events. Concurrency: any thread."""
+        emitter = msgspec.structs.asdict(self._emitter.statistics())
+        return Statistics(**emitter, notes=diagnostics.counts(), flusher=self._flusher.statistics())
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any) -> AsyncIterator[None]:  # noqa: ARG002  (the framework's signature)
+        """Start with the application and deliver what is queued at its end: `FastAPI(lifespan=fg.lifespan)`."""
+        async with self:
+            yield
+
+    def lifespan_with(self, theirs: Lifespan) -> Lifespan:
+        """Return a lifespan that runs `theirs` inside ours, for an application that has one already."""
+
+        @asynccontextmanager
+        async def both(app: Any) -> AsyncIterator[Any]:
+            async with self, theirs(app) as state:
+                yield state
+
+        return both
+
+    def dashboard(self, **options: Any) -> ASGIApp:
+        """Return the dashboard as an ASGI app to mount in yours; this process then also flushes to the store.
+
+        Args:
+            **options: `authorize=` (a callable of the request) or `public=True`, as in
+                `fluxgate_mw.dashboard.app.make_dashboard`; the token of the settings serves too.
+
+        Raises:
+            ConfigurationError: Nobody is named who may look: the pages show names and e-mails.
+            MissingExtraError: The extra `dashboard` is not installed.
+        """
+        make = load("fluxgate_mw.dashboard.app:make_dashboard", extra="dashboard", needed_for="FluxGate.dashboard()")
+        options.setdefault("token", self.settings.dashboard_token)
+        page: ASGIApp = make(self.store, trust=self._figures, **options)
+        self._flusher_wanted = self.settings.flusher != "none"
+        return page
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.astop()
+
+    def _figures(self) -> Mapping[str, object]:
+        statistics = self.statistics()
+        return {
+            "queued": statistics.queued,
+            "spooled": statistics.spooled,
+            "dropped": sum(statistics.dropped.values()),
+            "lag_s": None if statistics.flusher is None else statistics.flusher.lag_s,
+        }
+
+    def _timeout(self, timeout_s: float | None) -> float:
+        return self.settings.shutdown_timeout_s if timeout_s is None else timeout_s
+
+    def _instrument(self) -> None:
+        if self._undo is None and self.settings.enabled and self.settings.instrument:
+            instrument = load("fluxgate_mw.openai.patch:instrument_openai", extra="all", needed_for="instrument=True")
+            self._undo = instrument()
+
+    def _uninstrument(self) -> None:
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
+
+
+class _Sink:
+    """The emitter, and with the first event what else has to be running by then."""
+
+    __slots__ = ("_begun", "_fg")
+
+    def __init__(self, fg: FluxGate) -> None:
+        self._fg = fg
+        self._begun = False
+
+    def emit(self, event: UsageEvent, /) -> None:
+        fg = self._fg
+        fg._emitter.emit(event)  # noqa: SLF001
+        if fg._flusher_wanted:  # noqa: SLF001
+            fg._flusher.start()  # noqa: SLF001
+        if not self._begun:
+            self._begun = True
+            _say_where(fg.settings)
+
+
+def make_emitter(settings: Settings) -> Emitter:
+    """Return the emitter that the settings describe; it opens nothing before its first event."""
+    return Emitter(
+        spool=partial(Spool, settings.spool_path, max_bytes=settings.spool_max_bytes),
+        stream=None if settings.redis_url is None else partial(_stream, settings),
+        max_events=settings.queue_max_events,
+        max_bytes=settings.queue_max_bytes,
+        interval_s=settings.emit_interval_s,
+        shutdown_timeout_s=settings.shutdown_timeout_s,
+        durable=settings.durable,
+    )
+
+
+def make_buffers(settings: Settings) -> Sequence[Buffer]:
+    """Return what a flusher reads: the stream where there is one, and the spool of this machine."""
+    spool = Spool(settings.spool_path, max_bytes=settings.spool_max_bytes)
+    return [spool] if settings.redis_url is None else [_stream(settings), spool]
+
+
+def make_flusher(settings: Settings, store: Store | None = None, buffers: Sequence[Buffer] | None = None) -> Flusher:
+    """Return a flusher from the settings' buffers to their store.
+
+    Args:
+        settings: Of the whole process.
+        store: Already opened; None opens the settings' own.
+        buffers: Already made; None makes the settings' own.
+
+    Raises:
+        ConfigurationError: The store's address names none.
+    """
+    return Flusher(
+        buffers=make_buffers(settings) if buffers is None else buffers,
+        store=open_store(settings.effective_store_url) if store is None else store,
+        unpack=unpack,
+        pack=pack,
+        decode=decode_event,
+        claim_min_idle_s=settings.claim_min_idle_s,
+    )
+
+
+def _stream(settings: Settings) -> Buffer:
+    make = load("fluxgate_mw.buffer.redis_stream:RedisStream", extra="all", needed_for="FLUXGATE_REDIS_URL")
+    stream: Buffer = make(
+        settings.redis_url,
+        stream_key=settings.stream_key,
+        consumer_group=settings.consumer_group,
+    )
+    return stream
+
+
+def _say_where(settings: Settings) -> None:
+    if settings.redis_url is not None:
+        _log.info("events go to the stream %s at %s", settings.stream_key, mask_url(settings.redis_url))
+    else:
+        _log.info(
+            "events go to the spool at %s; `fluxgate serve` stores and shows them (%s)",
+            settings.spool_path,
+            mask_url(settings.effective_store_url),
+        )
+
+
+set_default_factory(lambda: FluxGate.default().recorder)

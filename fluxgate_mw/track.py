@@ -1,0 +1,168 @@
+"""Track a call to any provider by hand: user and feature from the ambient context, latency and errors by themselves."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from asyncio import CancelledError
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from fluxgate_mw import diagnostics
+from fluxgate_mw.ambient import get
+from fluxgate_mw.event import TokenUsage, Tracking
+from fluxgate_mw.recorder import Call, Outcome, choose, guarded, safe_message
+from fluxgate_mw.semconv import Status
+
+__all__ = ["TrackedCall", "track"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class TrackedCall:
+    """One call while it is tracked. Report its usage with `usage`; the rest is measured.
+
+    Concurrency: one task or thread.
+    """
+
+    __slots__ = ("_call", "_outcome")
+
+    def __init__(self) -> None:
+        self._call: Call | None = guarded("track", _begin)
+        self._outcome = Outcome()
+
+    def usage(
+        self,
+        *,
+        provider: str,
+        model: str,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        cache_read_input_tokens: int | None = None,
+        cache_creation_input_tokens: int | None = None,
+        reasoning_output_tokens: int | None = None,
+        status: Status = "SUCCESS",
+    ) -> None:
+        """Say what the call used; a second report replaces the first.
+
+        Args:
+            provider: `anthropic`, `google`, ..., as the price table spells it.
+            model: The model that answered.
+            input_tokens: Total; includes what was read from and written to a cache, whatever the provider's habit.
+            output_tokens: Total; includes reasoning.
+            cache_read_input_tokens: Part of `input_tokens`.
+            cache_creation_input_tokens: Part of `input_tokens`.
+            reasoning_output_tokens: Part of `output_tokens`.
+            status: How the call ended, where no exception says it.
+
+        Guarantees: never raises for a count: one that is negative or no whole number is unknown, counted and logged.
+        """
+        call = self._call
+        if call is None:
+            return
+        call.provider, call.model = provider, model
+        usage = TokenUsage(
+            input_tokens=_count(input_tokens),
+            output_tokens=_count(output_tokens),
+            cache_read_input_tokens=_count(cache_read_input_tokens),
+            cache_creation_input_tokens=_count(cache_creation_input_tokens),
+            reasoning_output_tokens=_count(reasoning_output_tokens),
+        )
+        known = usage != TokenUsage()
+        self._outcome = Outcome(
+            status=status,
+            response_model=model,
+            usage=usage if known else None,
+            usage_source="provider" if known else "none",
+        )
+
+    @property
+    def tracking(self) -> Tracking | None:
+        """Status, cost and the id of the event; None until the call has ended."""
+        return None if self._call is None else self._call.tracking
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._call is None:
+            return
+        outcome = self._outcome
+        if isinstance(error, CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
+            outcome = msgspec.structs.replace(outcome, status="CANCELLED", error_type=type(error).__name__)
+        elif error is not None:
+            outcome = msgspec.structs.replace(
+                outcome, status="ERROR", error_type=type(error).__name__, error_message=safe_message(str(error))
+            )
+        self._call.end(outcome)
+
+
+class track:  # noqa: N801  (used as a context manager and as a decorator)
+    """Track one call of a provider that is not patched: `with`, `async with`, or a decorator.
+
+    User and feature come from the ambient context; latency is measured; an exception is recorded and passes. Without
+    `usage` and without an exception there is one event with `usage_source="none"`.
+
+    Example:
+        >>> from fluxgate_mw.testing import capture_events
+        >>> with capture_events() as events, track() as call:
+        ...     call.usage(provider="anthropic", model="claude-3-5-haiku-latest", input_tokens=9, output_tokens=3)
+        >>> events[0].input_tokens, events[0].status
+        (9, 'SUCCESS')
+    """
+
+    __slots__ = ("_open",)
+
+    def __init__(self) -> None:
+        self._open: list[TrackedCall] = []
+
+    def __enter__(self) -> TrackedCall:
+        call = TrackedCall()
+        self._open.append(call)
+        return call
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        guarded("track", self._open.pop()._end, error)  # noqa: SLF001
+
+    async def __aenter__(self) -> TrackedCall:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def __call__(self, target: _F) -> _F:
+        """Return the function with each of its calls tracked; it keeps its signature and its kind."""
+        if inspect.iscoroutinefunction(target):
+
+            @functools.wraps(target)
+            async def awaited(*args: Any, **kwargs: Any) -> Any:
+                with track():
+                    return await target(*args, **kwargs)
+
+            return cast("_F", awaited)
+
+        @functools.wraps(target)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with track():
+                return target(*args, **kwargs)
+
+        return cast("_F", called)
+
+
+def _begin() -> Call | None:
+    ambient = get()
+    recorder = choose(None, ambient)
+    return None if recorder is None else Call(recorder, ambient, operation="chat")
+
+
+def _count(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    diagnostics.note("track_usage", "track(): a token count is negative or no whole number; it is taken as unknown")
+    return None
