@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import anyio
+import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -132,14 +134,14 @@ class _Pages:
             attributed = await self._attributed(report, where)
             latest = await self._store.events(EventQuery(where=where, limit=_LATEST))
             fresh = not latest.events and await self._is_new()
-        return self._show(
+        return await self._show(
             request,
             "overview",
             view=view,
             section="overview",
             figures=_figures(report.total),
             trust=_trust_items(report.total, attributed, self._trust()),
-            lines=rows.cost_lines(report)[:_FACET_VALUES],
+            lines=rows.cost_lines(report, _FACET_VALUES),
             requests=rows.request_lines(latest.events),
             fresh=fresh,
         )
@@ -152,7 +154,7 @@ class _Pages:
             page = await self._store.events(view.page(now))
             facets = [] if _is_live(request) else await self._facets(view, now)
             fresh = not page.events and await self._is_new()
-        return self._show(
+        return await self._show(
             request,
             "requests",
             view=view,
@@ -171,7 +173,7 @@ class _Pages:
             if event is None:
                 raise HTTPException(404, "There is no call with this id. It may have been deleted.")
             siblings = await self._siblings(event)
-        return self._show(
+        return await self._show(
             request,
             "event",
             view=View(),
@@ -192,9 +194,8 @@ class _Pages:
             fresh = not report.total.calls and await self._is_new()
         last = min(where.until - timedelta(microseconds=1), now) if where.until else now
         days = chart.days_of(report, where.since.date() if where.since else None, last.date())
-        picture = chart.stacked(report, rows.labels_of(report), days, now.date())
-        lines = rows.cost_lines(report, days, picture.days_per_bar)
-        return self._show(
+        picture, lines = await anyio.to_thread.run_sync(_drawn, report, days, now.date())
+        return await self._show(
             request,
             "costs",
             view=view,
@@ -209,8 +210,8 @@ class _Pages:
             ),
             report=report,
             days=days,
-            lines=lines[:_MOST_ROWS],
-            more=max(len(lines) - _MOST_ROWS, 0),
+            lines=lines,
+            more=len(report.rows) - len(lines),
             fresh=fresh,
         )
 
@@ -218,14 +219,16 @@ class _Pages:
         """Return one page of calls as JSON."""
         view = _view(request)
         with anyio.fail_after(_PAGE_TIMEOUT_S):
-            return export.requests(await self._store.events(view.page(self._clock())), view)
+            page = await self._store.events(view.page(self._clock()))
+        return await anyio.to_thread.run_sync(export.requests, page, view)
 
     async def costs_json(self, request: Request) -> Response:
         """Return the cost report as JSON."""
         view = _view(request)
         where = view.where(self._clock())
         with anyio.fail_after(_PAGE_TIMEOUT_S):
-            return export.costs(await self._store.costs(view.by, where), where.since, where.until)
+            report = await self._store.costs(view.by, where)
+        return await anyio.to_thread.run_sync(export.costs, report, where.since, where.until)
 
     async def healthz(self, _: Request) -> Response:
         """Say whether the store answers; open to all, so it says nothing else."""
@@ -269,9 +272,10 @@ class _Pages:
         response.headers.update(headers or {})
         return response
 
-    def _show(self, request: Request, name: str, **values: Any) -> Response:
+    async def _show(self, request: Request, name: str, **values: Any) -> Response:
+        """Return the page, made in a worker thread: the event loop may be the host application's."""
         template = f"{name}_live.html" if _is_live(request) else f"{name}.html"
-        return self._renderer.page(request, template, **values)
+        return await anyio.to_thread.run_sync(partial(self._renderer.page, request, template, **values))
 
     async def _is_new(self) -> bool:
         return not (await self._store.events(EventQuery(limit=1))).events
@@ -311,6 +315,11 @@ class _Pages:
         found = (*older.events, *newer.events)
         same = {other.event_id: other for other in found if other.request_id == event.request_id}
         return sorted((same | {event.event_id: event}).values(), key=lambda call: (call.occurred_at, call.event_id))
+
+
+def _drawn(report: CostReport, days: Sequence[date], today: date) -> tuple[chart.Chart, list[rows.CostLine]]:
+    picture = chart.stacked(report, rows.labels_of(report), days, today)
+    return picture, rows.cost_lines(report, _MOST_ROWS, days, picture.days_per_bar)
 
 
 def _view(request: Request) -> View:

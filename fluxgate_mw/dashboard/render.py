@@ -27,7 +27,7 @@ class Renderer:
     Args:
         title: Name of the product or service, shown in the top bar.
 
-    Concurrency: event loop only.
+    Concurrency: any thread.
     """
 
     def __init__(self, title: str) -> None:

@@ -148,16 +148,22 @@ def labels_of(report: CostReport) -> dict[str | None, str]:
     return {row.key: nameless if row.key is None else row.label or row.key for row in report.rows}
 
 
-def cost_lines(report: CostReport, days: Sequence[date] = (), days_per_bar: int = 1) -> list[CostLine]:
-    """Return the rows of the cost table, dearest first, each with its spend over the days as a small picture."""
+def cost_lines(
+    report: CostReport,
+    most: int,
+    days: Sequence[date] = (),
+    days_per_bar: int = 1,
+) -> list[CostLine]:
+    """Return the dearest rows of the cost table, each with its spend over the days as a small picture."""
+    shown = report.rows[:most]
     labels = labels_of(report)
     position = {day: n // days_per_bar for n, day in enumerate(days)}
     bars = -(-len(days) // days_per_bar)
-    daily: dict[str | None, list[int]] = {row.key: [0] * bars for row in report.rows}
+    daily: dict[str | None, list[int]] = {row.key: [0] * bars for row in shown}
     for point in report.days:
         if point.day in position and point.key in daily:
             daily[point.key][position[point.day]] += point.cost_nanos
-    lines = [_cost_line(n, row, report, labels, daily[row.key]) for n, row in enumerate(report.rows)]
+    lines = [_cost_line(n, row, report, labels, daily[row.key]) for n, row in enumerate(shown)]
     spends = fmt.aligned([line.spend.text for line in lines])
     means = fmt.aligned([line.per_call.text for line in lines])
     return [
