@@ -53,6 +53,12 @@ class Rates(msgspec.Struct, frozen=True, omit_defaults=True):
 Sheet = tuple[tuple[int, Rates], ...]
 """Rates by how many input tokens must be passed for them, ascending from 0; the last that applies is for all tokens."""
 
+_Parts = tuple[tuple[int | None, int | None], ...]
+_EXCEEDS: Final = {
+    "input": "cached tokens exceed the input",
+    "output": "reasoning, audio or image tokens exceed the output",
+}
+
 _RATE_NAMES: Final = tuple(name for name in Rates.__struct_fields__ if name not in ("per", "uncounted", "complete"))
 
 
@@ -62,28 +68,30 @@ def cost_nanos(sheet: Sheet, usage: TokenUsage) -> int:
     Raises:
         UnpricedError: The counts contradict each other, or what they count has no known price.
     """
-    _, rates = sheet[0]
-    if len(sheet) > 1:
-        passed = _total(usage.input_tokens, "input", *_input_parts(usage))
-        for start, step in sheet:
-            if passed > start:
-                rates = step
-    numerator = _input_numerator(rates, usage) + _output_numerator(rates, usage)
-    if rates.requests:
-        numerator += rates.requests
-    elif rates.uncounted and rates.input is None and rates.output is None:
-        raise UnpricedError(f"priced by {' and '.join(rates.uncounted)}, which the usage does not count")
-    if not numerator and (
-        (rates.input and usage.input_tokens is None) or (rates.output and usage.output_tokens is None)
-    ):
-        raise UnpricedError("the tokens that are billed are not reported")
+    rates = sheet[0][1] if len(sheet) == 1 else _step(sheet, usage)
+    numerator = _input_numerator(rates, usage) + _output_numerator(rates, usage) + (rates.requests or 0)
+    if not numerator:
+        _check_zero(rates, usage)
     per = rates.per
     nanos, rest = divmod(numerator, per)
     if (twice := rest + rest) > per or (twice == per and nanos & 1):
         nanos += 1
     if nanos > _MAX_NANOS:
-        raise UnpricedError("invalid usage: the counts are absurd")
+        _reject("the counts are absurd")
     return nanos
+
+
+def _step(sheet: Sheet, usage: TokenUsage) -> Rates:
+    passed = _total(usage.input_tokens, "input", *_input_parts(usage))
+    return next((rates for start, rates in reversed(sheet) if passed > start), sheet[0][1])
+
+
+def _check_zero(rates: Rates, usage: TokenUsage) -> None:
+    if rates.uncounted and rates.input is None and rates.output is None:
+        raise UnpricedError(f"priced by {' and '.join(rates.uncounted)}, which the usage does not count")
+    totals = (rates.input, usage.input_tokens), (rates.output, usage.output_tokens)
+    if any(rate and total is None for rate, total in totals):
+        raise UnpricedError("the tokens that are billed are not reported")
 
 
 def overlay(base: Sheet, over: Sheet) -> Sheet:
@@ -124,22 +132,10 @@ def _input_numerator(rates: Rates, usage: TokenUsage) -> int:
     if rate is None or usage.input_audio_tokens or usage.input_image_tokens or usage.cache_read_input_audio_tokens:
         return _mixed_input(rates, usage)
     read, write = usage.cache_read_input_tokens, usage.cache_creation_input_tokens
-    rest = usage.input_tokens or 0
-    numerator = 0
-    if read or write:
-        if usage.input_tokens is None:
-            _reject("parts of the input tokens without their total")
-        if (read or 0) < 0 or (write or 0) < 0:
-            _reject("cached tokens are below 0")
-        if read and rates.cache_read is not None:
-            numerator += read * rates.cache_read
-            rest -= read
-        if write and rates.cache_write is not None:
-            numerator += write * rates.cache_write
-            rest -= write
-    if rest < 0:
-        _reject("cached tokens exceed the input" if numerator else "input tokens are below 0")
-    return numerator + rest * rate
+    if not (read or write):
+        return _rest(usage.input_tokens or 0, rate, "input")
+    parts = (read, rates.cache_read), (write, rates.cache_write)
+    return _split(usage.input_tokens, rate, parts, "input")
 
 
 def _mixed_input(rates: Rates, usage: TokenUsage) -> int:
@@ -162,8 +158,8 @@ def _mixed_input(rates: Rates, usage: TokenUsage) -> int:
         numerator += share * rate
         rest -= share
     if rest < 0:
-        _reject("cached, audio and image tokens exceed the input")
-    return numerator + rest * _known(rates.input, rest, "input")
+        _reject("cached, audio or image tokens exceed the input")
+    return numerator + _rest(rest, rates.input, "input")
 
 
 def _cached_audio(rates: Rates, usage: TokenUsage) -> int:
@@ -183,31 +179,34 @@ def _output_numerator(rates: Rates, usage: TokenUsage) -> int:
     reasoning, audio, image = usage.reasoning_output_tokens, usage.output_audio_tokens, usage.output_image_tokens
     if rate is None and rates.complete:
         return _unbilled("output", usage.output_tokens, reasoning, audio, image)
-    rest = usage.output_tokens or 0
+    if not (reasoning or audio or image):
+        return _rest(usage.output_tokens or 0, rate, "output")
+    parts = (reasoning, rates.reasoning), (audio, rates.output_audio), (image, rates.output_image)
+    return _split(usage.output_tokens, rate, parts, "output")
+
+
+def _split(total: int | None, rate: int | None, parts: _Parts, name: str) -> int:
+    rest = total or 0
     numerator = 0
-    if reasoning or audio or image:
-        if usage.output_tokens is None:
-            _reject("parts of the output tokens without their total")
-        if (reasoning or 0) < 0 or (audio or 0) < 0 or (image or 0) < 0:
-            _reject("reasoning, audio or image tokens are below 0")
-        if reasoning and rates.reasoning is not None:
-            numerator += reasoning * rates.reasoning
-            rest -= reasoning
-        if audio and rates.output_audio is not None:
-            numerator += audio * rates.output_audio
-            rest -= audio
-        if image and rates.output_image is not None:
-            numerator += image * rates.output_image
-            rest -= image
+    for count, own_rate in parts:
+        if not count:
+            continue
+        if total is None or count < 0:
+            _reject(f"parts of the {name} tokens below 0 or without their total")
+        if own_rate is not None:
+            numerator += count * own_rate
+            rest -= count
     if rest < 0:
-        _reject("reasoning, audio and image tokens exceed the output" if numerator else "output tokens are below 0")
-    return numerator + rest * (_known(rate, rest, "output") if rate is None else rate)
+        _reject(_EXCEEDS[name])
+    return numerator + _rest(rest, rate, name)
 
 
-def _known(rate: int | None, count: int, name: str) -> int:
+def _rest(count: int, rate: int | None, name: str) -> int:
+    if count < 0:
+        _reject(f"the {name} tokens are below 0")
     if rate is None and count:
         raise UnpricedError(f"no {name} price known")
-    return rate or 0
+    return count * (rate or 0)
 
 
 def _total(total: int | None, name: str, *parts: int | None) -> int:
@@ -218,7 +217,7 @@ def _total(total: int | None, name: str, *parts: int | None) -> int:
 
 def _unbilled(name: str, *counts: int | None) -> int:
     if any(count < 0 for count in counts if count is not None):
-        _reject(f"{name} tokens are below 0")
+        _reject(f"the {name} tokens are below 0")
     return 0
 
 

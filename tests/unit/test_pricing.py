@@ -99,7 +99,12 @@ def test_a_known_price_names_its_table():
             TokenUsage(input_tokens=1, output_tokens=1, cache_read_input_tokens=2),
             "invalid usage: cached tokens exceed the input",
         ),
-        ("openai", "gpt-4o", TokenUsage(input_tokens=-1, output_tokens=1), "invalid usage: input tokens are below 0"),
+        (
+            "openai",
+            "gpt-4o",
+            TokenUsage(input_tokens=-1, output_tokens=1),
+            "invalid usage: the input tokens are below 0",
+        ),
         ("openai", "gpt-4o", TokenUsage(input_tokens=2**70), "invalid usage: the counts are absurd"),
         (
             "openai",
