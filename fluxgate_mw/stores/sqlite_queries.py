@@ -12,6 +12,8 @@ from datetime import date
 from types import MappingProxyType
 from typing import Any, Final
 
+import msgspec
+
 from fluxgate_mw.query import (
     ERROR_STATUSES,
     CostReport,
@@ -30,6 +32,7 @@ __all__ = ["MAX_PAGE", "add_functions", "select_costs", "select_count", "select_
 MAX_PAGE: Final = 1000
 
 _LONGEST_PATTERN: Final = 1000
+_MOST_BRANCHES: Final = 40
 _MIDNIGHT: Final = "T00:00:00.000000+00:00"
 _AFTER_ANY_TIME: Final = "U"
 _SELECT: Final = f"SELECT {', '.join(COLUMNS)} FROM events"  # noqa: S608
@@ -70,14 +73,8 @@ def select_count(connection: sqlite3.Connection) -> int:
 def select_page(connection: sqlite3.Connection, query: EventQuery) -> EventPage:
     """Return one page, newest first; one row more than asked for tells whether the list goes on."""
     limit = min(max(query.limit, 1), MAX_PAGE)
-    conditions, parameters = _event_conditions(query.where)
     backwards = query.before is not None
-    if cursor := query.before or query.after:
-        conditions.append(f"(occurred_at, event_id) {'>' if backwards else '<'} (?, ?)")
-        parameters += [iso_utc(cursor.occurred_at), clean_text(cursor.event_id)]
-    way = "ASC" if backwards else "DESC"
-    sql = f"{_SELECT}{_where(conditions)} ORDER BY occurred_at {way}, event_id {way} LIMIT ?"
-    rows = connection.execute(sql, [*parameters, limit + 1]).fetchall()
+    rows = connection.execute(*_page_statement(query, limit + 1)).fetchall()
     more, rows = len(rows) > limit, rows[:limit]
     if backwards:
         rows.reverse()
@@ -88,8 +85,35 @@ def select_page(connection: sqlite3.Connection, query: EventQuery) -> EventPage:
     return EventPage(
         events=events,
         older=oldest if more or backwards else None,
-        newer=newest if (more if backwards else cursor) else None,
+        newer=newest if (more if backwards else query.after) else None,
     )
+
+
+def _page_statement(query: EventQuery, limit: int) -> _Part:
+    way = "ASC" if query.before is not None else "DESC"
+    tail = f" ORDER BY occurred_at {way}, event_id {way} LIMIT ?"
+    branches, parameters = [], []
+    for where in _single_valued(query.where):
+        conditions, values = _event_conditions(where)
+        if cursor := query.before or query.after:
+            conditions.append(f"(occurred_at, event_id) {'<' if query.before is None else '>'} (?, ?)")
+            values += [iso_utc(cursor.occurred_at), clean_text(cursor.event_id)]
+        branches.append(f"SELECT * FROM ({_SELECT}{_where(conditions)}{tail})")  # noqa: S608
+        parameters += [*values, limit]
+    return " UNION ALL ".join(branches) + tail, [*parameters, limit]
+
+
+def _single_valued(where: EventFilter) -> list[EventFilter]:
+    """Return filters that together select the same and overlap nowhere, each with one value for the first of several.
+
+    An index gives the newest of one value in order; for several values at once SQLite sorts all that they have
+    (measured at 600,000 events: 324 ms for a page of two features).
+    """
+    for field in ("users", "features", "models", "statuses"):
+        values = dict.fromkeys(getattr(where, field))
+        if 1 < len(values) <= _MOST_BRANCHES:
+            return [msgspec.structs.replace(where, **{field: (value,)}) for value in values]
+    return [where]
 
 
 def select_costs(connection: sqlite3.Connection, dimension: Dimension, where: EventFilter) -> CostReport:
