@@ -82,8 +82,15 @@ def cost_nanos(sheet: Sheet, usage: TokenUsage) -> int:
 
 
 def _step(sheet: Sheet, usage: TokenUsage) -> Rates:
-    passed = _total(usage.input_tokens, "input", *_input_parts(usage))
-    return next((rates for start, rates in reversed(sheet) if passed > start), sheet[0][1])
+    passed = usage.input_tokens
+    if passed is None:
+        passed = _total(None, "input", *_input_parts(usage))
+    rates = sheet[0][1]
+    for start, step in sheet:
+        if passed <= start:
+            break
+        rates = step
+    return rates
 
 
 def _check_zero(rates: Rates, usage: TokenUsage) -> None:
