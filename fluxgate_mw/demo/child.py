@@ -16,6 +16,7 @@ from typing import Any, Final
 import uvicorn
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.util import import_app  # type: ignore[import-untyped]
+from uvicorn.importer import import_from_string
 
 __all__ = ["main"]
 
@@ -51,7 +52,7 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
 
 def _serve_fastapi(descriptor: int) -> None:
     config = uvicorn.Config(
-        "fluxgate_mw.demo.fastapi_app:app",
+        import_from_string("fluxgate_mw.demo.fastapi_app:app"),
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=_GRACE_S,

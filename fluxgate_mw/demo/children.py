@@ -9,33 +9,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
 import anyio
 import anyio.to_thread
-import msgspec
 
 from fluxgate_mw.demo.serving import HOST, bound_socket
+from fluxgate_mw.demo.statement import WORD_VARIABLE, AppStatistics, read_word
 from fluxgate_mw.errors import FluxGateError
 
-__all__ = ["APPS", "AppStatistics", "Child", "running_apps"]
+__all__ = ["APPS", "Child", "running_apps"]
 
 APPS: Final = ("fastapi", "flask")
 _START_S: Final = 30.0
-_STOP_S: Final = 4.0
 _ASK_S: Final = 5.0
-
-
-class AppStatistics(msgspec.Struct, frozen=True):
-    """What an app says of its own events: taken in, refused by reason, and still waiting in memory."""
-
-    emitted: int
-    dropped: dict[str, int] = {}
-    queued: int = 0
 
 
 class Child:
@@ -50,13 +42,15 @@ class Child:
     def __init__(self, name: str, environ: Mapping[str, str], folder: Path) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
+        self._word = folder / f"{name}-statistics.json"
+        self._word.unlink(missing_ok=True)
         listener = bound_socket()
         self.netloc = f"{HOST}:{listener.getsockname()[1]}"
         command = [sys.executable, "-m", "fluxgate_mw.demo.child", name, str(listener.fileno())]
         with listener, self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603  (our own module)
                 command,
-                env=dict(environ),
+                env={**environ, WORD_VARIABLE: str(self._word)},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -88,30 +82,23 @@ class Child:
         answers = False
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_when, stopped, tasks.cancel_scope)
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                await self.statistics()
-                answers = True
+            answers = await anyio.to_thread.run_sync(_healthz, self.netloc, abandon_on_cancel=True)
             tasks.cancel_scope.cancel()
         return answers
 
-    async def statistics(self) -> AppStatistics:
-        """Have it hand over what it has queued, and return its figures.
+    def statistics(self) -> AppStatistics | None:
+        """Return what it said of its events when it ended; None before, and where it ended in no order."""
+        return read_word(self._word)
 
-        Raises:
-            OSError: It does not answer.
-            http.client.HTTPException: It answers something else.
-        """
-        return await anyio.to_thread.run_sync(partial(_statistics, self.netloc), abandon_on_cancel=True)
-
-    def terminate(self) -> None:
-        """Tell it to end in order."""
+    def tell_to_end(self, *, in_order: bool) -> None:
+        """Tell it to end: after what it is doing, or, where it has not begun to serve, at once."""
         with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
+            self._process.send_signal(signal.SIGTERM if in_order else signal.SIGINT)
 
-    async def ended(self) -> None:
-        """Return when it has ended; after a while it and what it started are killed."""
+    async def ended(self, patience_s: float) -> None:
+        """Return when it has ended; after `patience_s` seconds it and what it started are killed."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            await anyio.to_thread.run_sync(partial(self._process.wait, _STOP_S))
+            await anyio.to_thread.run_sync(partial(self._process.wait, patience_s))
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -124,18 +111,15 @@ async def _cancel_when(event: anyio.Event, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-def _statistics(netloc: str) -> AppStatistics:
+def _healthz(netloc: str) -> bool:
     connection = http.client.HTTPConnection(netloc, timeout=_ASK_S)
     try:
-        connection.request("GET", "/demo/statistics", headers={"connection": "close"})
-        response = connection.getresponse()
-        body = response.read()
+        connection.request("GET", "/healthz", headers={"connection": "close"})
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
     finally:
         connection.close()
-    try:
-        return msgspec.json.decode(body, type=AppStatistics)
-    except msgspec.MsgspecError as error:
-        raise http.client.HTTPException(f"status {response.status}") from error
 
 
 @asynccontextmanager
@@ -143,6 +127,7 @@ async def running_apps(
     environs: Mapping[str, Mapping[str, str]],
     folder: Path,
     stopped: anyio.Event,
+    patience_s: Callable[[], float],
 ) -> AsyncIterator[dict[str, Child]]:
     """Run one child for each named environment while inside; yields them when all of them answer.
 
@@ -150,20 +135,23 @@ async def running_apps(
         environs: Each app's whole environment, by its name.
         folder: Where their output goes.
         stopped: When it is set before they all answer, none is yielded.
+        patience_s: Asked at the end: how many seconds an app may take to end.
 
     Raises:
         FluxGateError: One did not start.
     """
     children: dict[str, Child] = {}
+    serving = False
     try:
         for name, environ in environs.items():
             children[name] = Child(name, environ, folder)
         for child in children.values():
             await child.started(stopped)
-        yield {} if stopped.is_set() else children
+        serving = not stopped.is_set()
+        yield children if serving else {}
     finally:
         with anyio.CancelScope(shield=True):
             for child in children.values():
-                child.terminate()
+                child.tell_to_end(in_order=serving)
             for child in children.values():
-                await child.ended()
+                await child.ended(patience_s())

@@ -6,11 +6,11 @@ or by their route. Settings come from the environment.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 import openai
 from flask import Flask, Response, g, request
 from openai import OpenAI
@@ -18,6 +18,7 @@ from openai import OpenAI
 from fluxgate_mw import FluxGate, FluxGateWSGIMiddleware, context, feature, identify
 from fluxgate_mw.demo.people import COOKIE, PEOPLE
 from fluxgate_mw.demo.prompts import image_messages, messages, prompt
+from fluxgate_mw.demo.statement import leave_word
 
 __all__ = ["app"]
 
@@ -124,8 +125,14 @@ def classify() -> dict[str, str | None]:
     return {"drawer": completion.choices[0].message.content}
 
 
-@app.get("/demo/statistics")
-def statistics() -> Any:
-    """Hand over what is queued, and say how many events this process recorded, sent and dropped."""
-    fluxgate.flush(2)
-    return msgspec.to_builtins(fluxgate.statistics())
+@app.get("/healthz")
+def healthz() -> dict[str, bool]:
+    """Say that the app runs."""
+    return {"ok": True}
+
+
+@atexit.register
+def end() -> None:
+    """Deliver what is queued when the process ends, then leave word of it."""
+    fluxgate.stop()
+    leave_word(fluxgate.statistics())

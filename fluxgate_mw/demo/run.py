@@ -6,7 +6,6 @@ given nothing but environment variables, as in any deployment.
 
 from __future__ import annotations
 
-import http.client
 import signal
 import sys
 import time
@@ -19,13 +18,14 @@ import anyio
 import anyio.abc
 import msgspec
 
-from fluxgate_mw.demo.children import AppStatistics, Child, running_apps
+from fluxgate_mw.demo.children import running_apps
 from fluxgate_mw.demo.delivery import Delivery
 from fluxgate_mw.demo.ledger import Ledger, read_ledger
 from fluxgate_mw.demo.openai_server import OpenAIServer
 from fluxgate_mw.demo.plan import DemoOptions, app_environments, data_folder, demo_settings, listen
 from fluxgate_mw.demo.reconcile import Losses, reconcile
 from fluxgate_mw.demo.serving import serving
+from fluxgate_mw.demo.statement import AppStatistics
 from fluxgate_mw.demo.summary import read_stored, summary_lines
 from fluxgate_mw.demo.traffic import ACTIONS, LIVE_ACTIONS, Traffic
 from fluxgate_mw.extras import load
@@ -33,7 +33,7 @@ from fluxgate_mw.settings import Settings
 
 __all__ = ["DemoOptions", "run_demo"]
 
-_RATE: Final = 25.0
+_RATE: Final = 30.0
 _LIVE_RATE: Final = 1.5
 _LATENCY_S: Final = 0.06
 _CHUNK_LATENCY_S: Final = 0.004
@@ -42,14 +42,15 @@ _PLAIN_PROGRESS_S: Final = 2.0
 
 
 class _Patience(msgspec.Struct, frozen=True):
-    """How long the end may take, in seconds: for requests under way, and for the buffers to empty."""
+    """How long the end may take, in seconds: for requests under way, for the apps, and for the buffers to empty."""
 
     visits_s: float
+    apps_s: float
     drain_s: float
 
 
-_AT_LEISURE: Final = _Patience(visits_s=15.0, drain_s=20.0)
-_INTERRUPTED: Final = _Patience(visits_s=0.4, drain_s=0.5)
+_AT_LEISURE: Final = _Patience(visits_s=15.0, apps_s=8.0, drain_s=20.0)
+_INTERRUPTED: Final = _Patience(visits_s=0.4, apps_s=1.2, drain_s=0.5)
 
 
 async def run_demo(options: DemoOptions) -> int:
@@ -134,7 +135,7 @@ class _Demo:
     async def _visited(self, provider: str | None) -> Mapping[str, AppStatistics | None]:
         """Run the apps and their visitors; return what each app says of its events, None where it says nothing."""
         environs = app_environments(self._settings, provider)
-        async with running_apps(environs, self._folder, self._stopped) as apps:
+        async with running_apps(environs, self._folder, self._stopped, lambda: self._patience.apps_s) as apps:
             if not apps:
                 return {}
             addresses = {name: app.address for name, app in apps.items()}
@@ -145,7 +146,7 @@ class _Demo:
                 tasks.start_soon(self._stop_in_time)
                 await traffic.run(self._stopped, lambda: self._patience.visits_s)
                 tasks.cancel_scope.cancel()
-            return {name: await _asked(app) for name, app in apps.items()}
+        return {name: app.statistics() for name, app in apps.items()}
 
     async def _stop_in_time(self) -> None:
         if self._options.seconds is not None:
@@ -177,13 +178,6 @@ class _Demo:
         accounts = reconcile(rows, stored, losses, emitted)
         _say(*summary_lines(accounts, stored), f"Data       {self._folder}")
         return 0 if accounts.holds else 1
-
-
-async def _asked(app: Child) -> AppStatistics | None:
-    try:
-        return await app.statistics()
-    except (OSError, http.client.HTTPException):
-        return None
 
 
 def _say(*lines: str) -> None:

@@ -26,6 +26,7 @@ __all__ = ["ACTIONS", "LIVE_ACTIONS", "Action", "Traffic", "Visits"]
 
 _CONCURRENT: Final = 24
 _TIMEOUT_S: Final = 20.0
+_CATCH_UP_S: Final = 3.0
 _FIRST_BYTES: Final = 1
 _TEXTS: Final = (
     "The quarterly report says that renewals are up and support is slower.",
@@ -146,7 +147,7 @@ class Traffic:
                 user = None if action.anonymous else self._random.choice(tuple(PEOPLE))
                 text = self._random.choice(_TEXTS)
                 tasks.start_soon(self._visit, action, user, text)
-                due = max(due + self._interval_s, anyio.current_time() - 1)
+                due = max(due + self._interval_s, anyio.current_time() - _CATCH_UP_S)
                 with anyio.move_on_after(due - anyio.current_time()):
                     await stopped.wait()
             tasks.cancel_scope.deadline = anyio.current_time() + patience_s()
