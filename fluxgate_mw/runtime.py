@@ -172,7 +172,10 @@ class FluxGate:
             MissingExtraError: The extra `dashboard` is not installed.
         """
         make = load("fluxgate_mw.dashboard.app:make_dashboard", extra="dashboard", needed_for="FluxGate.dashboard()")
-        options.setdefault("token", self.settings.dashboard_token)
+        if options.get("public"):
+            options.setdefault("allowed_hosts", ("*",))
+        else:
+            options.setdefault("token", self.settings.dashboard_token)
         page: ASGIApp = make(self.store, trust=self._figures, **options)
         self._flusher_wanted = self.settings.flusher != "none"
         return page

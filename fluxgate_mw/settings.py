@@ -49,6 +49,8 @@ def mask_url(url: str) -> str:
     'redis://ann:***@cache:6379/0?***'
     """
     parts = urlsplit(url)
+    if not parts.netloc:
+        return f"{parts.scheme}://{parts.path}" + ("?***" if parts.query else "")
     credentials, at, host = parts.netloc.rpartition("@")
     user = credentials.partition(":")[0]
     netloc = f"{user}:***@{host}" if at else host

@@ -1,0 +1,113 @@
+"""Check every configured part and say what is wrong and how to mend it: `fluxgate doctor`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from fluxgate_mw import pricing
+from fluxgate_mw.errors import FluxGateError
+from fluxgate_mw.runtime import make_buffers
+from fluxgate_mw.settings import Settings, mask_url
+from fluxgate_mw.stores import open_store
+from fluxgate_mw.types import Buffer
+
+__all__ = ["Finding", "examine"]
+
+Verdict = Literal["ok", "warning", "failed"]
+LITTLE_BYTES: Final = 100_000_000
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What was found of one part.
+
+    Args:
+        part: Which.
+        verdict: `ok`; `warning` = works, but read on; `failed` = does not work.
+        detail: What was seen, and for anything but `ok` how to mend it; no secrets.
+    """
+
+    part: str
+    verdict: Verdict
+    detail: str
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Return what was found of every configured part. Writes nothing but a file that it deletes again.
+
+    Concurrency: event loop only.
+    """
+    findings = [_client(), _prices(), _folder("data folder", settings.data_dir)]
+    for buffer in make_buffers(settings):
+        findings += await _buffer(buffer, settings)
+    findings.append(await _checked("store", mask_url(settings.effective_store_url), lambda: _store(settings)))
+    if settings.api_key is not None:
+        findings.append(Finding("HTTP API", "warning", "FLUXGATE_API_KEY is set, but this version only stores itself"))
+    return findings
+
+
+def _client() -> Finding:
+    version = metadata.version("openai")
+    return Finding("openai client", "ok", f"openai {version}")
+
+
+def _prices() -> Finding:
+    return Finding("prices", "ok", pricing.table_version())
+
+
+def _folder(part: str, folder: Path) -> Finding:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        hint = "set FLUXGATE_DATA_DIR to a folder that this user may write to"
+        return Finding(part, "failed", f"{folder}: {error.strerror}; {hint}")
+    free = os.statvfs(folder)
+    free_bytes = free.f_bavail * free.f_frsize
+    verdict: Verdict = "ok" if free_bytes > LITTLE_BYTES else "warning"
+    return Finding(part, verdict, f"{folder}: writable, {free_bytes // 1_000_000:,} MB free")
+
+
+async def _buffer(buffer: Buffer, settings: Settings) -> list[Finding]:
+    where = str(settings.spool_path) if buffer.name == "spool" else mask_url(settings.redis_url or "")
+    findings = [await _checked(buffer.name, where, lambda: _backlog(buffer))]
+    if findings[0].verdict == "ok" and buffer.name == "redis":
+        findings.append(await _checked("redis policy", where, lambda: _policy(buffer)))
+    await buffer.aclose()
+    return findings
+
+
+async def _backlog(buffer: Buffer) -> Finding:
+    backlog = await buffer.backlog()
+    waiting = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in backlog.items())
+    if backlog.get("dead_letters"):
+        return Finding(buffer.name, "warning", f"{waiting}; see `fluxgate dead-letters list`")
+    return Finding(buffer.name, "ok", waiting)
+
+
+async def _policy(buffer: Buffer) -> Finding:
+    risks: list[str] = await buffer.risks()  # type: ignore[attr-defined]
+    return Finding("redis policy", "warning" if risks else "ok", "; ".join(risks) or "noeviction, persisted")
+
+
+async def _store(settings: Settings) -> Finding:
+    store = open_store(settings.effective_store_url)
+    try:
+        count = await store.count()
+    finally:
+        await store.aclose()
+    return Finding("store", "ok", f"{mask_url(settings.effective_store_url)}: {count:,} events")
+
+
+async def _checked(part: str, where: str, check: Callable[[], Awaitable[Finding]]) -> Finding:
+    try:
+        return await check()
+    except FluxGateError as error:
+        return Finding(part, "failed", f"{where}: {error}")

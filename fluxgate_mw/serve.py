@@ -1,0 +1,164 @@
+"""Run what delivers and shows, as a process of its own: `fluxgate serve` and `fluxgate flush`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import anyio.abc
+
+from fluxgate_mw.errors import BackendError, BackendUnavailable, ConfigurationError
+from fluxgate_mw.extras import load
+from fluxgate_mw.flusher import Flusher
+from fluxgate_mw.runtime import make_buffers, make_flusher
+from fluxgate_mw.settings import Settings
+from fluxgate_mw.stores import open_store
+from fluxgate_mw.types import Buffer, Store
+
+__all__ = ["LOOPBACK", "flush", "serve"]
+
+LOOPBACK = "127.0.0.1"
+_STOP_S = 5.0
+
+Say = Callable[[str], None]
+
+
+async def serve(settings: Settings, *, host: str, port: int, flusher: bool, say: Say) -> None:
+    """Serve the dashboard, and flush beside it, until SIGINT or SIGTERM.
+
+    Args:
+        settings: Of the whole process.
+        host: Address to listen on; any but 127.0.0.1 needs the dashboard's token.
+        port: To listen on; 0 takes a free one.
+        flusher: Also move events from the buffers to the store.
+        say: Called with each line for the person who started it.
+
+    Raises:
+        ConfigurationError: The port is in use, or the address needs a token.
+        BackendUnavailable: The store cannot be opened.
+        MissingExtraError: The extra `dashboard` is not installed.
+
+    Concurrency: the main thread's event loop; takes SIGINT and SIGTERM while it runs.
+    """
+    if host != LOOPBACK and settings.dashboard_token is None:
+        raise ConfigurationError(
+            f"--host {host}: the dashboard shows names and e-mails, so any address but {LOOPBACK} "
+            "needs a secret in FLUXGATE_DASHBOARD_TOKEN"
+        )
+    bound_socket = load("fluxgate_mw.serving:bound_socket", extra="dashboard", needed_for="fluxgate serve")
+    serving = load("fluxgate_mw.serving:serving", extra="dashboard", needed_for="fluxgate serve")
+    make = load("fluxgate_mw.dashboard.app:make_dashboard", extra="dashboard", needed_for="fluxgate serve")
+    try:
+        listener = bound_socket(port, host)
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error}; choose another --port") from error
+    async with AsyncExitStack() as stack:
+        stack.callback(listener.close)
+        store = await stack.enter_async_context(_opened(settings))
+        worker = await stack.enter_async_context(_flushing(settings, store, say)) if flusher else None
+        token = settings.dashboard_token
+        page = make(store, public=token is None, token=token, trust=lambda: _figures(worker))
+        address = await stack.enter_async_context(serving(page, listener))
+        say(f"Dashboard  {address}")
+        await _interrupted()
+
+
+async def flush(settings: Settings, *, once: bool, say: Say) -> None:
+    """Move events from the buffers to the store: until SIGINT or SIGTERM, or once.
+
+    Args:
+        settings: Of the whole process.
+        once: End when stream, pending list and spool are empty, which may mean to wait for other consumers' entries.
+        say: Called with each line for the person who started it.
+
+    Raises:
+        BackendUnavailable: The store cannot be opened; with `once`, a buffer cannot be read.
+    """
+    async with _opened(settings) as store:
+        if not once:
+            async with _flushing(settings, store, say):
+                await _interrupted()
+            return
+        buffers = make_buffers(settings)
+        worker = make_flusher(settings, store, buffers)
+        try:
+            for buffer in buffers:
+                await buffer.backlog()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_stop_when_interrupted, worker)
+                await worker.run_once(wait=True)
+                tasks.cancel_scope.cancel()
+        finally:
+            await _close(buffers)
+        say(_summary(worker))
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Store]:
+    store = open_store(settings.effective_store_url)
+    try:
+        await store.count()
+        yield store
+    finally:
+        await store.aclose()
+
+
+@asynccontextmanager
+async def _flushing(settings: Settings, store: Store, say: Say) -> AsyncIterator[Flusher]:
+    buffers = make_buffers(settings)
+    worker = make_flusher(settings, store, buffers)
+    for buffer in buffers:
+        await _say_if_out_of_reach(buffer, say)
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.run)
+            try:
+                yield worker
+            finally:
+                worker.stop(_STOP_S)
+    finally:
+        await _close(buffers)
+        say(_summary(worker))
+
+
+async def _say_if_out_of_reach(buffer: Buffer, say: Say) -> None:
+    try:
+        await buffer.backlog()
+    except BackendUnavailable as error:
+        say(f"Waiting: {error}")
+
+
+async def _close(buffers: Sequence[Buffer]) -> None:
+    with anyio.CancelScope(shield=True):
+        for buffer in buffers:
+            try:
+                await buffer.aclose()
+            except BackendError:
+                continue
+
+
+async def _interrupted() -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            return
+
+
+async def _stop_when_interrupted(worker: Flusher) -> None:
+    await _interrupted()
+    worker.stop(_STOP_S)
+
+
+def _figures(worker: Flusher | None) -> Mapping[str, object]:
+    if worker is None:
+        return {}
+    statistics = worker.statistics()
+    return {"dead-lettered": statistics.dead_lettered, "lag, s": round(statistics.lag_s, 1)}
+
+
+def _summary(worker: Flusher) -> str:
+    statistics = worker.statistics()
+    return (
+        f"Stored {statistics.stored} events, {statistics.duplicates} seen before, {statistics.dead_lettered} set aside"
+    )
