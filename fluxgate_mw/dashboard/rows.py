@@ -19,16 +19,16 @@ __all__ = ["Amount", "CostLine", "RequestLine", "context_of", "cost_lines", "lab
 _TONES: Final[Mapping[Status, str]] = {"SUCCESS": "good", "CANCELLED": "warn", "MAX_TOKENS": "warn"}
 _NAMELESS: Final = {"feature": "no feature", "user": "no user", "model": "no model"}
 _TOKEN_BUCKETS: Final = (
-    ("input_tokens", "Input", False),
-    ("cache_read_input_tokens", "read from cache", True),
-    ("cache_creation_input_tokens", "written to cache", True),
-    ("input_audio_tokens", "audio", True),
-    ("cache_read_input_audio_tokens", "audio read from cache", True),
-    ("input_image_tokens", "image", True),
-    ("output_tokens", "Output", False),
-    ("reasoning_output_tokens", "reasoning", True),
-    ("output_audio_tokens", "audio", True),
-    ("output_image_tokens", "image", True),
+    ("input_tokens", "Input", "input_tokens"),
+    ("cache_read_input_tokens", "read from cache", "input_tokens"),
+    ("cache_creation_input_tokens", "written to cache", "input_tokens"),
+    ("input_audio_tokens", "audio", "input_tokens"),
+    ("cache_read_input_audio_tokens", "audio read from cache", "input_tokens"),
+    ("input_image_tokens", "image", "input_tokens"),
+    ("output_tokens", "Output", "output_tokens"),
+    ("reasoning_output_tokens", "reasoning", "output_tokens"),
+    ("output_audio_tokens", "audio", "output_tokens"),
+    ("output_image_tokens", "image", "output_tokens"),
 )
 _CONTEXT: Final = (
     ("Feature", "feature"),
@@ -189,8 +189,9 @@ def _cost_line(n: int, row: CostRow, report: CostReport, labels: dict[str | None
 def tokens_of(event: UsageEvent) -> list[tuple[str, int, bool]]:
     """Return the reported token counts as name, count and whether it is part of the total above it."""
     return [
-        (name, number, part)
-        for field, name, part in _TOKEN_BUCKETS
+        (name, number, part and getattr(event, total) is not None)
+        for field, name, total in _TOKEN_BUCKETS
+        for part in [field != total]
         if (number := getattr(event, field)) is not None and (number or not part)
     ]
 

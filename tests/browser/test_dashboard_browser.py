@@ -144,6 +144,15 @@ def test_the_list_fills_while_one_looks(page, store_path):
     expect(page.locator("tbody tr").first).to_contain_text("Late Comer", timeout=DEADLINE_S * 1000)
 
 
+def test_the_first_call_of_a_new_install_appears_with_its_filters(page, store_path):
+    """An empty page fills by itself when the first call lands, and then has what to filter by."""
+    page.goto("/requests?q=newcomer")
+    expect(page.locator(".empty")).to_contain_text("No requests match")
+    _insert(store_path, [UsageEvent(feature="newcomer")])
+    expect(page.locator("tbody tr").first).to_contain_text("newcomer", timeout=DEADLINE_S * 1000)
+    expect(page.get_by_role("checkbox", name="newcomer")).to_be_visible()
+
+
 def test_the_list_stands_still_under_the_pointer(page, store_path):
     """While one points at a row, nothing moves; when the pointer leaves, the list catches up."""
     page.goto("/requests")

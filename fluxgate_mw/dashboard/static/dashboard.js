@@ -30,6 +30,7 @@
       const text = await reply.text();
       delay = PERIOD;
       if (!on || held()) return;
+      if (live.querySelector(".empty") && !text.includes('class="empty"')) return location.reload();
       if (text !== seen) live.innerHTML = seen = text;
       say("Live", "live");
     } catch {
