@@ -15,7 +15,7 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
 from fluxgate_mw.errors import BackendUnavailable, ClosedError
-from fluxgate_mw.stores.sqlite_schema import SCHEMA_VERSION, create_schema
+from fluxgate_mw.stores.sqlite_schema import SCHEMA_VERSION, create_schema, missing_columns
 
 __all__ = ["Connections", "open_connection", "truncate_wal"]
 
@@ -160,10 +160,10 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 def _check_schema(connection: sqlite3.Connection) -> None:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0:
-        connection.execute("BEGIN IMMEDIATE")
-        version = create_schema(connection)
-        connection.execute("COMMIT")
     if version > SCHEMA_VERSION:
         message = f"the file has schema {version}, this version knows up to {SCHEMA_VERSION}: upgrade fluxgate-mw"
         raise BackendUnavailable("sqlite", message)
+    if version == 0 or missing_columns(connection):
+        connection.execute("BEGIN IMMEDIATE")
+        create_schema(connection)
+        connection.execute("COMMIT")

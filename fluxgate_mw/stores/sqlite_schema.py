@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, get_args, get_origin
 
 import msgspec
 
@@ -35,6 +35,7 @@ __all__ = [
     "event_from_row",
     "insertion",
     "iso_utc",
+    "missing_columns",
     "row_from_event",
     "storable",
 ]
@@ -51,45 +52,35 @@ _FIRST: Final = datetime.min.replace(tzinfo=UTC)
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
 _JSON: Final = msgspec.json.Encoder(enc_hook=repr)
 
-_USER_TYPES: Final = {
-    "user_id": "TEXT",
-    "user_email": "TEXT",
-    "user_name": "TEXT",
-    "user_image": "TEXT",
-    "user_monthly_revenue": "REAL",
-}
-_TYPES: Final = {
-    "occurred_at": "TEXT NOT NULL",
-    "event_id": "TEXT NOT NULL PRIMARY KEY",
-    "http_status": "INTEGER",
-    "latency_ms": "REAL",
-    "time_to_first_chunk_ms": "REAL",
-    "stream": "INTEGER NOT NULL",
-    "retries": "INTEGER",
-    "cost_nanos": "INTEGER",
-}
+
+def _sql_type(annotation: Any) -> str:
+    kinds = set(get_args(annotation)) or {annotation}
+    if kinds & {int, bool}:
+        return "INTEGER"
+    return "REAL" if float in kinds else "TEXT"
 
 
-def _column_type(name: str) -> str:
-    return _TYPES.get(name) or ("INTEGER" if name.endswith("_tokens") else "TEXT")
+def _fields(struct: type[msgspec.Struct], prefix: str = "") -> dict[str, Any]:
+    return {prefix + field.name: field.type for field in msgspec.structs.fields(struct)}
 
 
-_FIELDS: Final = UsageEvent.__struct_fields__
-_USER_AT: Final = _FIELDS.index("user")
-_COLUMN_TYPES: Final = {
+_USER_FIELDS: Final = _fields(User, "user_")
+_FIELDS: Final = {
     column: kind
-    for field in _FIELDS
-    for column, kind in (_USER_TYPES.items() if field == "user" else ((field, _column_type(field)),))
+    for name, annotation in _fields(UsageEvent).items()
+    for column, kind in (_USER_FIELDS.items() if name == "user" else ((name, annotation),))
 }
-COLUMNS: Final = tuple(_COLUMN_TYPES)
+COLUMNS: Final = tuple(_FIELDS)
 """The columns of `events`, in the order of the event's fields."""
 
+_JSON_FIELDS: Final = {name: get_origin(kind) for name, kind in _FIELDS.items() if get_origin(kind) in {dict, tuple}}
+_FLAGS: Final = frozenset(name for name, kind in _FIELDS.items() if kind is bool)
 _AT: Final = {column: place for place, column in enumerate(COLUMNS)}
-_OCCURRED_AT, _FINISH_REASONS, _METADATA = _AT["occurred_at"], _AT["finish_reasons"], _AT["metadata"]
+_OCCURRED_AT, _USER_AT = _AT["occurred_at"], COLUMNS.index("user_id")
+_JSON_AT: Final = tuple((_AT[name], "{}" if kind is dict else "[]") for name, kind in _JSON_FIELDS.items())
 _COST, _INPUT_TOKENS, _OUTPUT_TOKENS = _AT["cost_nanos"], _AT["input_tokens"], _AT["output_tokens"]
 _SUMMED: Final = (_COST, _INPUT_TOKENS, _OUTPUT_TOKENS)
-_USER: Final = slice(_USER_AT, _USER_AT + len(_USER_TYPES))
-_NOBODY: Final = (None,) * len(_USER_TYPES)
+_NOBODY: Final = (None,) * len(_USER_FIELDS)
 
 UPSERT_DAILY_COSTS: Final = """
 INSERT INTO daily_costs
@@ -104,8 +95,8 @@ ON CONFLICT (dimension, day, known, value) DO UPDATE SET
        input_tokens = input_tokens + excluded.input_tokens,
        output_tokens = output_tokens + excluded.output_tokens
 """
+_EVENTS: Final = "CREATE TABLE events (event_id TEXT NOT NULL PRIMARY KEY, occurred_at TEXT NOT NULL)"
 _SCHEMA: Final = (
-    f"CREATE TABLE events ({', '.join(f'{name} {kind}' for name, kind in _COLUMN_TYPES.items())})",
     "CREATE INDEX events_by_time ON events (occurred_at)",
     "CREATE INDEX events_by_feature ON events (feature, occurred_at)",
     "CREATE INDEX events_by_user ON events (user_id, occurred_at)",
@@ -133,14 +124,25 @@ _SCHEMA: Final = (
 )
 
 
-def create_schema(connection: sqlite3.Connection) -> int:
-    """Make the tables in an empty file, inside the caller's transaction; return the file's schema version."""
+def create_schema(connection: sqlite3.Connection) -> None:
+    """Make what the file lacks, inside the caller's transaction.
+
+    A field that the event gained since the file was made becomes a column; older rows have NULL there, the default.
+    """
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version:
-        return version
-    for statement in _SCHEMA:
-        connection.execute(statement)
-    return SCHEMA_VERSION
+    if version == 0:
+        connection.execute(_EVENTS)
+    for name in missing_columns(connection):
+        connection.execute(f"ALTER TABLE events ADD COLUMN {name} {_sql_type(_FIELDS[name])}")
+    if version == 0:
+        for statement in _SCHEMA:
+            connection.execute(statement)
+
+
+def missing_columns(connection: sqlite3.Connection) -> list[str]:
+    """Return the columns that the event has and the file has not."""
+    present = {row[1] for row in connection.execute("PRAGMA table_info(events)")}
+    return [name for name in COLUMNS if name not in present]
 
 
 def iso_utc(moment: datetime) -> str:
@@ -151,11 +153,18 @@ def iso_utc(moment: datetime) -> str:
     >>> iso_utc(datetime(2026, 1, 2, 3, 4, 5))
     '2026-01-02T03:04:05.000000+00:00'
     """
+    if moment.tzinfo is not UTC:
+        moment = _in_utc(moment)
+    return moment.isoformat(timespec="microseconds")
+
+
+def _in_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
     try:
-        aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        return moment.astimezone(UTC)
     except OverflowError:
-        aware = _FIRST if moment.year == 1 else _LAST
-    return aware.isoformat(timespec="microseconds")
+        return _FIRST if moment.year == 1 else _LAST
 
 
 def clean_text(text: str) -> str:
@@ -180,8 +189,8 @@ def row_from_event(event: UsageEvent) -> list[Any]:
     user: User | None = event.user
     row[_USER_AT : _USER_AT + 1] = _NOBODY if user is None else msgspec.structs.astuple(user)
     row[_OCCURRED_AT] = iso_utc(event.occurred_at)
-    row[_FINISH_REASONS] = _json_text(event.finish_reasons) if event.finish_reasons else "[]"
-    row[_METADATA] = _json_text(event.metadata) if event.metadata else "{}"
+    for place, empty in _JSON_AT:
+        row[place] = _json_text(row[place]) if row[place] else empty
     for place in _SUMMED:
         if (value := row[place]) is not None and not -_LARGEST_SUMMED <= value <= _LARGEST_SUMMED:
             row[place] = None
@@ -223,13 +232,14 @@ def _insertion(unknown: tuple[bool, ...]) -> tuple[str, Callable[[Sequence[Any]]
 def event_from_row(row: Sequence[Any]) -> UsageEvent:
     """Return the event of a row of `COLUMNS`; NULL is the field's default."""
     values = {name: value for name, value in zip(COLUMNS, row, strict=True) if value is not None}
-    user = {name.removeprefix("user_"): values.pop(name) for name in _USER_TYPES if name in values}
+    user = {name.removeprefix("user_"): values.pop(name) for name in _USER_FIELDS if name in values}
     if "id" in user:
         values["user"] = User(**user)
     values["occurred_at"] = datetime.fromisoformat(values["occurred_at"])
-    values["finish_reasons"] = tuple(json.loads(values["finish_reasons"]))
-    values["metadata"] = json.loads(values["metadata"])
-    values["stream"] = bool(values["stream"])
+    for name in values.keys() & _JSON_FIELDS.keys():
+        values[name] = _JSON_FIELDS[name](json.loads(values[name]))
+    for name in values.keys() & _FLAGS:
+        values[name] = bool(values[name])
     return UsageEvent(**values)
 
 

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
+import msgspec
 import pytest
 
 from fluxgate_mw.errors import BackendRejected, BackendUnavailable, ConfigurationError
@@ -115,6 +117,38 @@ async def test_a_file_of_a_newer_version_waits_for_the_upgrade(store, path):
     connection.close()
     with pytest.raises(BackendUnavailable, match=r"schema 99.*upgrade fluxgate-mw"):
         await store.insert([UsageEvent()])
+
+
+@pytest.mark.anyio
+async def test_a_field_that_the_event_gained_becomes_a_column(store, path):
+    """A file of before is opened, given the column, and its rows show the field's default there."""
+    old = UsageEvent(service_tier="flex", retries=3)
+    await store.insert([old])
+    await store.aclose()
+    connection = sqlite3.connect(path)
+    for column in ("service_tier", "retries"):
+        connection.execute(f"ALTER TABLE events DROP COLUMN {column}")
+    connection.close()
+    store = SQLiteStore(path)
+    new = UsageEvent(service_tier="priority", retries=4)
+    await store.insert([new])
+    assert await store.event(new.event_id) == new
+    assert await store.event(old.event_id) == msgspec.structs.replace(old, service_tier=None, retries=0)
+    await store.aclose()
+
+
+def test_every_kind_of_field_has_a_column_type():
+    """A field of a kind that the store cannot keep fails here, not as dead letters in production."""
+    kept = {str, int, float, bool, datetime, type(None)}
+    fields = [*msgspec.structs.fields(UsageEvent), *msgspec.structs.fields(User)]
+    strange = [
+        field.name
+        for field in fields
+        if field.name != "user"
+        and get_origin(field.type) not in {dict, tuple, Literal}
+        and not set(get_args(field.type) or (field.type,)) <= kept
+    ]
+    assert strange == []
 
 
 @pytest.mark.anyio
