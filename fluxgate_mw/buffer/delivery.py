@@ -211,6 +211,7 @@ class Delivery:
         except Exception as error:  # noqa: BLE001  (our fault must neither end the delivery nor lose the batch)
             self._put_back()
             self._held_back = True
+            self.breaker.failed()
             diagnostics.note("delivery_fault", "a fault of fluxgate-mw: usage events wait", level=_ERROR, error=error)
 
     async def _release(self) -> None:
@@ -350,13 +351,13 @@ class Delivery:
             self._probe = asyncio.create_task(self._ask(stream))
 
     async def _ask(self, stream: Buffer) -> None:
+        self.breaker.failed()
         try:
             await stream.backlog()
         except BackendError:
-            self.breaker.failed()
-        else:
-            self.breaker.half_open()
-            self._return_at = 0.0
+            return
+        self.breaker.half_open()
+        self._return_at = 0.0
 
     async def _pause(self) -> None:
         if self._flushes and not self._held_back:

@@ -42,6 +42,7 @@ def start_thread(run: Callable[[], object]) -> None:
     Raises:
         RuntimeError: The process can start no thread any more.
     """
+    _finalize_in_child_process()
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_object_patched("_thread", "start_new_thread"):
         monkey.get_original("_thread", "start_new_thread")(_run, (run,))
@@ -58,7 +59,6 @@ def _start_named(run: Callable[[], object]) -> None:
 
 
 def _run(run: Callable[[], object]) -> None:
-    _finalize_in_child_process()
     contextvars.Context().run(run)
 
 

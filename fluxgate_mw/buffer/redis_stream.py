@@ -8,6 +8,8 @@ length and at the server's memory instead, and says that it is full.
 from __future__ import annotations
 
 import asyncio
+import encodings.idna  # noqa: F401  (a thread that imports while another forks hangs the child)
+import inspect
 import os
 import socket
 import time
@@ -17,6 +19,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import DataError, RedisError, ResponseError
@@ -36,6 +39,13 @@ _LOOK_EVERY_ENTRIES: Final = 2_000
 _FULL_MEMORY_SHARE: Final = 0.9
 _BACKOFF_S: Final = (0.05, 5.0)
 _NEWEST_FIRST_ID, _LAST_ID = "0-0", "+"
+
+_UNNAMED: Final[dict[str, Any]] = (
+    {"driver_info": None}
+    if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
+    else {"lib_name": None, "lib_version": None}
+)
+"""Options that keep the driver from telling the server its name, which takes a round trip and imports modules late."""
 
 
 class RedisStream:
@@ -323,6 +333,7 @@ def _client(url: str, timeout_s: float) -> Any:
         retry=Retry(NoBackoff(), 0),
         protocol=2,
         decode_responses=False,
+        **_UNNAMED,
     )
     client.response_callbacks.clear()
     return client

@@ -77,7 +77,7 @@ class Spool:
         self._writers: deque[SegmentWriter] = deque()
         self._reader = SpoolReader(self._folder)
         self._dead = DeadFiles(self._folder / "dead")
-        self._numbers = itertools.count()
+        self._numbers, self._named_at = itertools.count(), 0
         self._used_bytes, self._files, self._looked_at = 0, 0, float("-inf")
         self._closed = False
 
@@ -108,7 +108,9 @@ class Spool:
             self._writers.append(writer)
 
     def _new_name(self) -> str:
-        return f"{time.time_ns():020d}-{os.getpid()}-{next(self._numbers):06d}"
+        """Return a name that sorts after all earlier ones of this process, even where the clock was set back."""
+        self._named_at = max(self._named_at + 1, time.time_ns())
+        return f"{self._named_at:020d}-{os.getpid()}-{next(self._numbers):06d}"
 
     def _check_room(self, size: int) -> None:
         age = time.monotonic() - self._looked_at

@@ -1,0 +1,288 @@
+"""What is the Redis stream's own: groups lost and made again, trimming, memory, cancellation, no credentials shown."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+import uuid
+
+import pytest
+from redis.asyncio import Redis
+
+from fluxgate_mw.buffer.pack import pack
+from fluxgate_mw.buffer.redis_stream import RedisStream
+from fluxgate_mw.errors import BackendUnavailable, BufferFull
+from fluxgate_mw.event import encode_event
+from tests.buffers import drained_numbers, numbered
+from tests.servers import RedisServer, free_port, valkey_binary
+
+pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+
+
+def one(number: int) -> bytes:
+    """Return a pack of one numbered event."""
+    return pack([encode_event(numbered(number))])
+
+
+@pytest.fixture
+async def make(redis_url, stream_key):
+    """Make clients of one stream."""
+    made = []
+
+    def make_stream(**options) -> RedisStream:
+        url = options.pop("url", redis_url)
+        made.append(RedisStream(url, stream_key=stream_key, consumer_group="flushers", **options))
+        return made[-1]
+
+    yield make_stream
+    for stream in made:
+        await stream.aclose()
+
+
+@pytest.fixture
+async def server(redis_url):
+    """A client of the test's own, to look at the server and to harm the stream."""
+    client = Redis.from_url(redis_url, protocol=2)
+    yield client
+    await client.aclose()
+
+
+async def append_until_full(stream: RedisStream, taken: list[int]) -> None:
+    """Append until refused, having the stream look at its length each time."""
+    while True:
+        stream._looked_at = float("-inf")
+        await stream.append(one(len(taken)), 1)
+        taken.append(len(taken))
+
+
+async def test_entries_from_before_the_group_are_delivered(make):
+    """The group is made at the stream's beginning: what was added first is read."""
+    producer = make()
+    await producer.append(one(0), 1)
+    await producer.append(one(1), 1)
+    assert await drained_numbers(make()) == [0, 1]
+
+
+async def test_after_a_drain_the_stream_is_empty(make, server, stream_key):
+    """An acknowledged entry is deleted, not only acknowledged: the stream's length is 0."""
+    stream = make()
+    for number in range(50):
+        await stream.append(one(number), 1)
+    assert len(await drained_numbers(stream)) == 50
+    assert await server.xlen(stream_key) == 0
+    assert (await server.xpending(stream_key, "flushers"))["pending"] == 0
+
+
+async def test_the_live_stream_is_never_trimmed(make):
+    """Past its length the stream refuses; not one unread entry is removed."""
+    taken: list[int] = []
+    with pytest.raises(BufferFull, match="entries"):
+        await append_until_full(make(max_entries=5), taken)
+    assert await drained_numbers(make()) == taken == list(range(5))
+
+
+async def test_a_stream_of_too_many_bytes_refuses(make):
+    """The stream's size in memory is bounded as its length is."""
+    taken: list[int] = []
+    with pytest.raises(BufferFull, match="bytes"):
+        await append_until_full(make(max_bytes=10_000), taken)
+    assert await drained_numbers(make()) == taken
+
+
+async def test_a_group_that_is_lost_is_made_again(make, server, stream_key):
+    """After the key is deleted or the group destroyed, reading goes on, and nothing that was added is skipped."""
+    stream = make()
+    assert list(await stream.read(max_entries=1, wait_s=0)) == []
+    await server.delete(stream_key)
+    assert list(await stream.read(max_entries=1, wait_s=0.01)) == []
+    await stream.append(one(0), 1)
+    await server.xgroup_destroy(stream_key, "flushers")
+    deadline = time.monotonic() + 5
+    while not (entries := await stream.read(max_entries=1, wait_s=0.2)):
+        assert time.monotonic() < deadline
+    assert len(entries) == 1
+    await server.xgroup_destroy(stream_key, "flushers")
+    assert list(await stream.reclaim(min_idle_s=0, max_entries=1)) == []
+
+
+async def test_a_group_that_is_lost_all_the_time_makes_no_hot_loop(make, server, stream_key):
+    """Each read that finds its group gone again waits longer than the one before."""
+    stream = make()
+    began, turns = time.monotonic(), 0
+    while time.monotonic() - began < 0.6:
+        await stream.read(max_entries=1, wait_s=0.01)
+        await server.delete(stream_key)
+        await stream.read(max_entries=1, wait_s=5)
+        turns += 1
+    assert turns <= 5
+
+
+async def test_a_waiting_reader_survives_the_loss_of_its_key(make, server, stream_key):
+    """A reader that blocks while the key is deleted returns, and reads what comes after."""
+    stream = make()
+    await stream.read(max_entries=1, wait_s=0)
+    reading = asyncio.create_task(stream.read(max_entries=1, wait_s=3))
+    await asyncio.sleep(0.05)
+    await server.delete(stream_key)
+    await asyncio.wait_for(reading, 5)
+    await stream.append(one(0), 1)
+    assert await drained_numbers(stream) == [0]
+
+
+async def test_pending_entries_of_a_dead_reader_are_taken_over(make):
+    """What a reader that was never closed left pending is claimed, with the server's own delivery count."""
+    dead, living = make(), make()
+    for number in range(3):
+        await dead.append(one(number), 1)
+    read = await dead.read(max_entries=10, wait_s=0)
+    first = await living.reclaim(min_idle_s=0, max_entries=2)
+    rest = await living.reclaim(min_idle_s=0, max_entries=10)
+    assert [entry.delivery_count for entry in first] == [2, 2]
+    assert {entry.entry_id for entry in [*first, *rest]} == {entry.entry_id for entry in read}
+
+
+async def test_two_readers_claim_an_entry_once(make):
+    """Of two that claim at the same time one gets an entry; for the other it is not idle."""
+    dead, first, second = make(), make(), make()
+    for number in range(20):
+        await dead.append(one(number), 1)
+    await dead.read(max_entries=20, wait_s=0)
+    ids: list[str] = []
+    deadline = time.monotonic() + 5
+    while len(ids) < 20 and time.monotonic() < deadline:
+        both = await asyncio.gather(*(some.reclaim(min_idle_s=0.25, max_entries=20) for some in (first, second)))
+        ids += [entry.entry_id for entries in both for entry in entries]
+    assert len(ids) == len(set(ids)) == 20
+
+
+async def test_pending_entries_that_somebody_trimmed_are_counted(make, server, stream_key):
+    """Entries deleted by somebody else while pending have no data left: they are counted, and claimed no more."""
+    stream = make()
+    for number in range(3):
+        await stream.append(one(number), 1)
+    await stream.read(max_entries=10, wait_s=0)
+    await server.xtrim(stream_key, maxlen=1, approximate=False)
+    assert len(await stream.reclaim(min_idle_s=0, max_entries=10)) == 1
+    backlog = await stream.backlog()
+    assert (backlog["trimmed"], backlog["pending"]) == (2, 1)
+
+
+async def test_a_consumer_is_deleted_only_when_nothing_is_pending(make, server, stream_key):
+    """Closing removes the consumer's name from the group, unless that would throw pending entries away."""
+    idle, holding = make(consumer_name="idle"), make(consumer_name="holding")
+    await idle.append(one(0), 1)
+    await holding.read(max_entries=1, wait_s=0)
+    await idle.read(max_entries=1, wait_s=0)
+    await idle.aclose()
+    await holding.aclose()
+    consumers = await server.xinfo_consumers(stream_key, "flushers")
+    assert [(consumer["name"], consumer["pending"]) for consumer in consumers] == [(b"holding", 1)]
+
+
+async def test_cancelled_commands_give_no_reply_to_the_next(make):
+    """A storm of cancelled commands leaves no reply behind for the next caller, and no connection too many."""
+    stream = make()
+    for number in range(200):
+        task = asyncio.create_task(stream.append(one(number), 1))
+        for _ in range(number % 7):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert 0 <= (await stream.backlog())["entries"] <= number + 1
+    numbers = await drained_numbers(stream)
+    assert len(set(numbers)) == len(numbers)
+    assert len(stream._client.connection_pool._available_connections) <= 3
+
+
+async def test_a_frozen_server_is_given_up_in_time(tmp_path):
+    """An append to a server that does not reply fails within the time-out, once, without retries."""
+    server = RedisServer(valkey_binary(), tmp_path / "server", "--save", "")
+    server.start()
+    stream = RedisStream(server.url, stream_key="k", consumer_group="g")
+    try:
+        await stream.append(one(0), 1)
+        server.process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(BackendUnavailable):
+            await stream.append(one(1), 1)
+        assert 0.3 < time.monotonic() - began < 1.5
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+        await stream.aclose()
+        server.kill()
+
+
+async def test_a_read_survives_a_restart_of_the_server(tmp_path):
+    """Killing the server while a reader waits is an error of ours; after its restart the next read works."""
+    server = RedisServer(valkey_binary(), tmp_path / "server", "--appendonly", "yes", "--appendfsync", "always")
+    server.start()
+    stream = RedisStream(server.url, stream_key="k", consumer_group="g")
+    await stream.append(one(0), 1)
+    await stream.read(max_entries=1, wait_s=0)
+    reading = asyncio.create_task(stream.read(max_entries=1, wait_s=3))
+    await asyncio.sleep(0.05)
+    server.kill()
+    with pytest.raises(BackendUnavailable):
+        await reading
+    server.start()
+    await stream.append(one(1), 1)
+    assert len(await stream.read(max_entries=10, wait_s=1)) == 1
+    assert len(await stream.reclaim(min_idle_s=0, max_entries=10)) == 2
+    await stream.aclose()
+    server.kill()
+
+
+async def test_nothing_is_said_of_passwords():
+    """Neither the message nor the cause of an error shows the credentials of the address."""
+    secret = uuid.uuid4().hex
+    stream = RedisStream(f"redis://ann:{secret}@127.0.0.1:{free_port()}/0", stream_key="k", consumer_group="g")
+    with pytest.raises(BackendUnavailable) as caught:
+        await stream.append(one(0), 1)
+    assert secret not in f"{caught.value} {caught.value.__cause__} {caught.value!r}"
+    assert "127.0.0.1" in str(caught.value)
+    await stream.aclose()
+
+
+async def test_a_user_with_the_least_rights_can_produce(make, server, stream_key):
+    """Two commands on our own keys are enough to produce; figures that the user may not see are left out."""
+    await server.execute_command(
+        "ACL", "SETUSER", "producer", "reset", "on", ">pw", f"~{stream_key}*", "+xadd", "+xlen"
+    )
+    host = server.connection_pool.connection_kwargs
+    await make(url=f"redis://producer:pw@{host['host']}:{host['port']}/0").append(one(0), 1)
+    assert await drained_numbers(make()) == [0]
+
+
+async def test_a_wrong_password_is_unavailable(make, server):
+    """A refused login is an error that can be retried when the setting is mended."""
+    host = server.connection_pool.connection_kwargs
+    with pytest.raises(BackendUnavailable, match="Auth"):
+        await make(url=f"redis://nobody:pw@{host['host']}:{host['port']}/0").append(one(0), 1)
+
+
+async def test_a_key_of_another_kind_is_unavailable(make, server, stream_key):
+    """Where the key holds something else nothing is overwritten, and the error says so."""
+    await server.set(stream_key, "mine")
+    with pytest.raises(BackendUnavailable, match="WRONGTYPE"):
+        await make().append(one(0), 1)
+    assert await server.get(stream_key) == b"mine"
+
+
+async def test_a_foreign_entry_is_handed_out_empty(make, server, stream_key):
+    """An entry that somebody else added without a payload comes with an empty one, for the dead letters."""
+    stream = make()
+    await stream.read(max_entries=1, wait_s=0)
+    await server.xadd(stream_key, {"hello": "world"})
+    [entry] = await stream.read(max_entries=1, wait_s=1)
+    assert entry.payload == b""
+
+
+async def test_only_own_keys_are_used(make, server, stream_key):
+    """Nothing but the stream's key and its dead letters' is written."""
+    before = set(await server.keys("*"))
+    stream = make()
+    await stream.append(one(0), 1)
+    [entry] = await stream.read(max_entries=1, wait_s=1)
+    await stream.dead_letter(entry, entry.payload, "why")
+    assert set(await server.keys("*")) - before == {stream_key.encode(), f"{stream_key}:dead".encode()}
