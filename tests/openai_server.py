@@ -11,7 +11,7 @@ from anyio.from_thread import start_blocking_portal
 
 from fluxgate_mw.demo.ledger import Ledger, LedgerRow, read_ledger
 from fluxgate_mw.demo.openai_server import OpenAIServer
-from fluxgate_mw.demo.serving import serving
+from fluxgate_mw.serving import serving
 
 
 class RunningOpenAI:

@@ -35,6 +35,7 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
         """Set what differs from gunicorn's own defaults."""
         options = {
             "bind": f"fd://{self._descriptor}",
+            "workers": 1,
             "worker_class": "gthread",
             "threads": _THREADS,
             "graceful_timeout": _GRACE_S,

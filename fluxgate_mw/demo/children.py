@@ -19,9 +19,9 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from fluxgate_mw.demo.serving import HOST, bound_socket
 from fluxgate_mw.demo.statement import WORD_VARIABLE, AppStatistics, read_word
 from fluxgate_mw.errors import FluxGateError
+from fluxgate_mw.serving import HOST, bound_socket
 
 __all__ = ["APPS", "Child", "running_apps"]
 

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import anyio
 
-from fluxgate_mw.buffer.pack import pack, unpack
-from fluxgate_mw.buffer.redis_stream import RedisStream
-from fluxgate_mw.buffer.spool import Spool
-from fluxgate_mw.event import decode_event
-from fluxgate_mw.flusher import Flusher, FlusherStatistics
+from fluxgate_mw.flusher import FlusherStatistics
+from fluxgate_mw.runtime import make_buffers, make_flusher
 from fluxgate_mw.settings import Settings
 from fluxgate_mw.stores import open_store
-from fluxgate_mw.types import Buffer
 
 __all__ = ["Delivery"]
 
 _LOOK_S: Final = 0.05
-
-
-def _buffers(settings: Settings) -> Sequence[Buffer]:
-    spool = Spool(settings.spool_path, max_bytes=settings.spool_max_bytes)
-    if settings.redis_url is None:
-        return [spool]
-    stream = RedisStream(
-        settings.redis_url,
-        stream_key=settings.stream_key,
-        consumer_group=settings.consumer_group,
-    )
-    return [stream, spool]
 
 
 class Delivery:
@@ -41,16 +25,9 @@ class Delivery:
 
     def __init__(self, settings: Settings) -> None:
         self.store = open_store(settings.effective_store_url)
-        self._buffers = _buffers(settings)
-        self._watched = _buffers(settings)
-        self._flusher = Flusher(
-            buffers=self._buffers,
-            store=self.store,
-            unpack=unpack,
-            pack=pack,
-            decode=decode_event,
-            claim_min_idle_s=settings.claim_min_idle_s,
-        )
+        self._buffers = make_buffers(settings)
+        self._watched = make_buffers(settings)
+        self._flusher = make_flusher(settings, self.store, self._buffers)
 
     async def check(self) -> None:
         """Return when every buffer answers.

@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 
 from fluxgate_mw.demo.children import APPS
-from fluxgate_mw.demo.serving import HOST, bound_socket
 from fluxgate_mw.errors import ConfigurationError
+from fluxgate_mw.serving import HOST, bound_socket
 from fluxgate_mw.settings import PREFIX, Settings
 
 __all__ = ["DemoOptions", "app_environments", "data_folder", "demo_settings", "listen"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -24,11 +24,12 @@ from fluxgate_mw.demo.ledger import Ledger, read_ledger
 from fluxgate_mw.demo.openai_server import OpenAIServer
 from fluxgate_mw.demo.plan import DemoOptions, app_environments, data_folder, demo_settings, listen
 from fluxgate_mw.demo.reconcile import Losses, reconcile
-from fluxgate_mw.demo.serving import serving
 from fluxgate_mw.demo.statement import AppStatistics
 from fluxgate_mw.demo.summary import read_stored, summary_lines
 from fluxgate_mw.demo.traffic import ACTIONS, LIVE_ACTIONS, Traffic
+from fluxgate_mw.errors import FluxGateError
 from fluxgate_mw.extras import load
+from fluxgate_mw.serving import serving
 from fluxgate_mw.settings import Settings
 
 __all__ = ["DemoOptions", "run_demo"]
@@ -67,7 +68,7 @@ async def run_demo(options: DemoOptions) -> int:
     """
     folder = data_folder(options)
     settings = demo_settings(options, folder)
-    with closing(listen(options)) as listener:
+    with _ungrouped(), closing(listen(options)) as listener:
         delivery = Delivery(settings)
         try:
             await delivery.check()
@@ -182,3 +183,17 @@ class _Demo:
 
 def _say(*lines: str) -> None:
     print(*lines, sep="\n", flush=True)
+
+
+@contextmanager
+def _ungrouped() -> Iterator[None]:
+    """Raise our own error itself, not the group that a task group makes of it."""
+    try:
+        yield
+    except ExceptionGroup as group:
+        error: Exception | None = group.subgroup(FluxGateError)
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        if error is None:
+            raise
+        raise error from group

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.openai_server import running_openai
 from tests.servers import free_port
 
 DEMO = [sys.executable, "-m", "fluxgate_mw.cli", "demo"]
@@ -263,3 +264,34 @@ def test_a_port_in_use_is_one_clear_line(start):
         output, _ = start("--seconds", 1, "--port", port).communicate(timeout=30)
     assert str(port) in output
     assert len(output.splitlines()) == 1, output
+
+
+def test_an_app_that_cannot_start_is_one_clear_line(start, tmp_path):
+    """An app that ends at once ends the demo, with the place where it said why, and leaves nobody behind."""
+    (tmp_path / "flask.py").write_text("raise RuntimeError('broken on purpose')")
+    process = start("--seconds", 1, "--data-dir", tmp_path / "d", PYTHONPATH=str(tmp_path))
+    output, _ = process.communicate(timeout=50)
+    assert process.returncode not in (0, None)
+    assert output.splitlines()[-1].endswith(f"its output is in {tmp_path / 'd' / 'flask.log'}"), output
+    assert "Traceback" not in output
+    assert "broken on purpose" in (tmp_path / "d" / "flask.log").read_text()
+
+
+def test_live_calls_the_service_that_the_environment_names(start, tmp_path):
+    """With `--live` the apps call whatever the OpenAI client calls, no behaviour is asked for, and all is stored."""
+    with running_openai(tmp_path) as service:
+        process = start(
+            "--live",
+            "--seconds",
+            4,
+            "--data-dir",
+            tmp_path / "d",
+            OPENAI_API_KEY="sk-x",
+            OPENAI_BASE_URL=service.base_url,
+        )
+        output, _ = process.communicate(timeout=50)
+        assert process.returncode == 0, output
+        rows = service.rows(1)
+    assert not (tmp_path / "d" / "ledger.jsonl").exists()
+    assert {row.http_status for row in rows} == {200}
+    assert len(events_of(tmp_path / "d")) == len(rows)
