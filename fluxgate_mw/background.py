@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 
 import anyio
 import anyio.to_thread
@@ -23,33 +26,28 @@ class BackgroundFlusher:
     """Run one flusher beside the application; several processes agree among themselves by the buffers' own locks.
 
     Args:
-        make: Makes the flusher, inside its thread.
+        opened: Gives the flusher, and closes what belongs to it; entered inside the thread's event loop.
 
     Concurrency: any thread.
     """
 
-    def __init__(self, make: Callable[[], Flusher]) -> None:
-        self._make = make
-        self._pid: int | None = None
-        self._flusher: Flusher | None = None
-        self._ended = threading.Event()
+    def __init__(self, opened: Callable[[], AbstractAsyncContextManager[Flusher]]) -> None:
+        self._opened = opened
+        self._run: _Run | None = None
 
     def start(self) -> None:
         """Start it, unless it runs in this process already. Never raises."""
-        pid = os.getpid()
-        if self._pid == pid:
+        run = self._run
+        if run is not None and run.pid == os.getpid():
             return
-        self._pid, self._flusher, self._ended = pid, None, threading.Event()
-        start_thread(self._run)
+        self._run = _Run(self._opened)
+        start_thread(self._run.thread)
 
     def stop(self, timeout_s: float) -> None:
         """End it once the batch in hand is stored; what is left stays in the buffers."""
-        if self._pid != os.getpid():
-            return
-        flusher, self._pid = self._flusher, None
-        if flusher is not None:
-            flusher.stop(timeout_s)
-            self._ended.wait(timeout_s)
+        run, self._run = self._run, None
+        if run is not None and run.pid == os.getpid():
+            run.stop(timeout_s)
 
     async def astop(self, timeout_s: float) -> None:
         """Do what `stop` does without blocking the event loop."""
@@ -57,18 +55,48 @@ class BackgroundFlusher:
 
     def statistics(self) -> FlusherStatistics | None:
         """Return the flusher's figures; None where none runs in this process."""
-        flusher = self._flusher
-        return None if flusher is None or self._pid != os.getpid() else flusher.statistics()
+        run = self._run
+        flusher = None if run is None or run.pid != os.getpid() else run.flusher
+        return None if flusher is None else flusher.statistics()
 
-    def _run(self) -> None:
-        ended = self._ended
+
+class _Run:
+    """One life of the thread, in one process."""
+
+    def __init__(self, opened: Callable[[], AbstractAsyncContextManager[Flusher]]) -> None:
+        self.pid = os.getpid()
+        self.flusher: Flusher | None = None
+        self._opened = opened
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._context: contextvars.Context | None = None
+        self._stopped = False
+        self._ended = threading.Event()
+
+    def thread(self) -> None:
+        """Flush until stopped; a configuration that cannot work is logged once."""
         try:
             anyio.run(self._flush)
         except FluxGateError as error:
             _log.error("the background flusher cannot start: %s", error)
         finally:
-            ended.set()
+            self._ended.set()
+
+    def stop(self, timeout_s: float) -> None:
+        """Wait for the end, `timeout_s` seconds at most."""
+        self._stopped = True
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._stop_flusher, timeout_s, context=self._context)
+        self._ended.wait(timeout_s)
+
+    def _stop_flusher(self, timeout_s: float) -> None:
+        if self.flusher is not None:
+            self.flusher.stop(timeout_s)
 
     async def _flush(self) -> None:
-        flusher = self._flusher = self._make()
-        await flusher.run()
+        self._context = contextvars.copy_context()
+        self._loop = asyncio.get_running_loop()
+        async with self._opened() as self.flusher:
+            if not self._stopped:
+                await self.flusher.run()

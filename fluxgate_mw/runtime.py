@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +19,7 @@ from fluxgate_mw.background import BackgroundFlusher
 from fluxgate_mw.buffer.emitter import Emitter, EmitterStatistics
 from fluxgate_mw.buffer.pack import pack, unpack
 from fluxgate_mw.buffer.spool import Spool
+from fluxgate_mw.errors import BackendError
 from fluxgate_mw.event import UsageEvent, decode_event
 from fluxgate_mw.extras import load
 from fluxgate_mw.flusher import Flusher, FlusherStatistics
@@ -27,7 +28,7 @@ from fluxgate_mw.settings import Settings, mask_url
 from fluxgate_mw.stores import open_store
 from fluxgate_mw.types import ASGIApp, Buffer, Store
 
-__all__ = ["FluxGate", "Statistics", "make_buffers", "make_flusher"]
+__all__ = ["FluxGate", "Statistics", "make_buffers", "make_emitter", "make_flusher", "opened_flusher"]
 
 _log = logging.getLogger(__name__)
 
@@ -71,9 +72,9 @@ class FluxGate:
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings.load(settings)
         self._emitter = make_emitter(self.settings)
-        self._flusher = BackgroundFlusher(partial(make_flusher, self.settings))
+        self._flusher = BackgroundFlusher(partial(opened_flusher, self.settings))
         self._flusher_wanted = self.settings.flusher == "background"
-        self.recorder = Recorder(self.settings, _Sink(self))
+        self.recorder: Recorder = Recorder(self.settings, _Sink(self))
         self._undo: Callable[[], None] | None = None
         self._instrument()
         FluxGate._default[:] = [self]
@@ -259,25 +260,46 @@ def make_buffers(settings: Settings) -> Sequence[Buffer]:
     return [spool] if settings.redis_url is None else [_stream(settings), spool]
 
 
-def make_flusher(settings: Settings, store: Store | None = None, buffers: Sequence[Buffer] | None = None) -> Flusher:
-    """Return a flusher from the settings' buffers to their store.
+@asynccontextmanager
+async def opened_flusher(settings: Settings, store: Store | None = None) -> AsyncIterator[Flusher]:
+    """Give a flusher from the settings' buffers to their store, and close both at the end.
 
     Args:
         settings: Of the whole process.
-        store: Already opened; None opens the settings' own.
-        buffers: Already made; None makes the settings' own.
+        store: Opened already, and not closed here; None opens the settings' own.
 
     Raises:
         ConfigurationError: The store's address names none.
+
+    Concurrency: one event loop.
     """
+    async with AsyncExitStack() as stack:
+        if store is None:
+            store = open_store(settings.effective_store_url)
+            stack.push_async_callback(store.aclose)
+        buffers = make_buffers(settings)
+        for buffer in buffers:
+            stack.push_async_callback(_closed, buffer)
+        yield make_flusher(settings, store, buffers)
+
+
+def make_flusher(settings: Settings, store: Store, buffers: Sequence[Buffer]) -> Flusher:
+    """Return a flusher from these buffers to this store, as the settings describe it; it closes neither."""
     return Flusher(
-        buffers=make_buffers(settings) if buffers is None else buffers,
-        store=open_store(settings.effective_store_url) if store is None else store,
+        buffers=buffers,
+        store=store,
         unpack=unpack,
         pack=pack,
         decode=decode_event,
         claim_min_idle_s=settings.claim_min_idle_s,
     )
+
+
+async def _closed(buffer: Buffer) -> None:
+    try:
+        await buffer.aclose()
+    except BackendError as error:
+        _log.warning("closing a buffer failed: %s", error)
 
 
 def _stream(settings: Settings) -> Buffer:
@@ -291,6 +313,8 @@ def _stream(settings: Settings) -> Buffer:
 
 
 def _say_where(settings: Settings) -> None:
+    if settings.api_key is not None:
+        _log.warning("FLUXGATE_API_KEY is set, but this version does not send events to an HTTP API yet")
     if settings.redis_url is not None:
         _log.info("events go to the stream %s at %s", settings.stream_key, mask_url(settings.redis_url))
     else:
@@ -301,4 +325,8 @@ def _say_where(settings: Settings) -> None:
         )
 
 
-set_default_factory(lambda: FluxGate.default().recorder)
+def _default_recorder() -> Recorder:
+    return FluxGate.default().recorder
+
+
+set_default_factory(_default_recorder)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import anyio.abc
 
-from fluxgate_mw.errors import BackendError, BackendUnavailable, ConfigurationError
+from fluxgate_mw.errors import BackendUnavailable, ConfigurationError
 from fluxgate_mw.extras import load
 from fluxgate_mw.flusher import Flusher
-from fluxgate_mw.runtime import make_buffers, make_flusher
+from fluxgate_mw.runtime import make_buffers, opened_flusher
 from fluxgate_mw.settings import Settings
 from fluxgate_mw.stores import open_store
-from fluxgate_mw.types import Buffer, Store
+from fluxgate_mw.types import Store
 
 __all__ = ["LOOPBACK", "flush", "serve"]
 
@@ -81,17 +81,12 @@ async def flush(settings: Settings, *, once: bool, say: Say) -> None:
             async with _flushing(settings, store, say):
                 await _interrupted()
             return
-        buffers = make_buffers(settings)
-        worker = make_flusher(settings, store, buffers)
-        try:
-            for buffer in buffers:
-                await buffer.backlog()
+        async with opened_flusher(settings, store) as worker:
+            await _check_buffers(settings)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_stop_when_interrupted, worker)
                 await worker.run_once(wait=True)
                 tasks.cancel_scope.cancel()
-        finally:
-            await _close(buffers)
         say(_summary(worker))
 
 
@@ -107,36 +102,30 @@ async def _opened(settings: Settings) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def _flushing(settings: Settings, store: Store, say: Say) -> AsyncIterator[Flusher]:
-    buffers = make_buffers(settings)
-    worker = make_flusher(settings, store, buffers)
-    for buffer in buffers:
-        await _say_if_out_of_reach(buffer, say)
     try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(worker.run)
-            try:
-                yield worker
-            finally:
-                worker.stop(_STOP_S)
-    finally:
-        await _close(buffers)
-        say(_summary(worker))
-
-
-async def _say_if_out_of_reach(buffer: Buffer, say: Say) -> None:
-    try:
-        await buffer.backlog()
+        await _check_buffers(settings)
     except BackendUnavailable as error:
         say(f"Waiting: {error}")
+    async with opened_flusher(settings, store) as worker, anyio.create_task_group() as tasks:
+        tasks.start_soon(worker.run)
+        try:
+            yield worker
+        finally:
+            worker.stop(_STOP_S)
+    say(_summary(worker))
 
 
-async def _close(buffers: Sequence[Buffer]) -> None:
-    with anyio.CancelScope(shield=True):
-        for buffer in buffers:
-            try:
-                await buffer.aclose()
-            except BackendError:
-                continue
+async def _check_buffers(settings: Settings) -> None:
+    """Return when every buffer answered.
+
+    Raises:
+        BackendUnavailable: One does not.
+    """
+    for buffer in make_buffers(settings):
+        try:
+            await buffer.backlog()
+        finally:
+            await buffer.aclose()
 
 
 async def _interrupted() -> None:

@@ -168,9 +168,9 @@ class Settings:
     environment: str | None = _setting(None)
     """`production`, `staging`, ..., on every event."""
     api_key: str | None = _setting(None, secret=True)
-    """Key of the FluxGate-compatible HTTP API that events are sent to."""
+    """Key of a FluxGate-compatible HTTP API; this version does not send there yet and says so."""
     endpoint: str = _setting("https://fluxgate.app/api/events", _url("http", "https"))
-    """Address of that HTTP API."""
+    """Address of that HTTP API; not used by this version yet."""
     capture_content: bool = _setting(False, _boolean)
     """Keep prompts and answers with the events."""
     log_level: str = _setting("INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR"))

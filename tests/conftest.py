@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fluxgate_mw import FluxGate, ambient, diagnostics, uninstrument_openai
+from fluxgate_mw.recorder import set_default
 from tests.servers import RedisServer, valkey_binary
 
 
@@ -25,6 +27,19 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if not name.startswith("FLUXGATE_TEST_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("FLUXGATE_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _own_default() -> Iterator[None]:
+    """No test sees another's default `FluxGate`, patch or notes, and none leaves a frame on the context."""
+    yield
+    for fg in FluxGate._default:
+        fg.stop()
+    FluxGate._default.clear()
+    set_default(None)
+    uninstrument_openai()
+    diagnostics.reset()
+    assert ambient.get() is ambient.NOTHING, "a frame was left on the ambient context"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,185 @@
+"""The composition root: defaults, several at once, start and stop, statistics."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from contextlib import asynccontextmanager, closing
+
+import openai
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from fluxgate_mw import FluxGate, UsageEvent, User, track
+from fluxgate_mw.errors import ConfigurationError
+from fluxgate_mw.testing import capture_events
+
+
+def original():
+    return openai.OpenAI.__mro__[1].__dict__["request"]
+
+
+def wait_for(condition, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.005)
+
+
+def stored(tmp_path):
+    path = tmp_path / "data" / "fluxgate.sqlite3"
+    if not path.exists():
+        return []
+    with closing(sqlite3.connect(path)) as connection:
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone() is None:
+            return []
+        return connection.execute("SELECT feature, user_id FROM events ORDER BY event_id").fetchall()
+
+
+def test_the_default_is_the_last_one_made():
+    """Making one makes it the default; with none, the environment makes one."""
+    made = FluxGate.default()
+    assert FluxGate.default() is made
+    later = FluxGate(service="later")
+    assert FluxGate.default() is later
+    made.stop()
+
+
+def test_each_undoes_only_its_own_instrumentation():
+    """The last to stop restores the very method found."""
+    found = original()
+    first, second = FluxGate(), FluxGate()
+    patched = original()
+    assert patched is not found
+    first.stop()
+    assert original() is patched
+    first.stop()
+    second.stop()
+    assert original() is found
+    second.start()
+    assert original() is not found
+    second.stop()
+    assert original() is found
+
+
+@pytest.mark.parametrize("switch", [{"enabled": False}, {"instrument": False}])
+def test_switched_off_patches_nothing(switch):
+    """Nothing of the client is touched, and recording goes nowhere when off."""
+    found = original()
+    fg = FluxGate(**switch)
+    assert original() is found
+    fg.record(UsageEvent())
+    assert fg.statistics().emitted == (1 if fg.settings.enabled else 0)
+
+
+def test_a_wrong_setting_fails_at_the_start():
+    """In one line, before anything is patched."""
+    found = original()
+    with pytest.raises(ConfigurationError, match=r"redis_url \(from the argument\)"):
+        FluxGate(redis_url="cache")
+    assert original() is found
+
+
+def test_a_wrong_environment_never_reaches_a_call(monkeypatch, caplog):
+    """Where the default cannot be made, the call goes on and the mistake is logged once."""
+    allowed = "expected one of 1, true, yes, on, 0, false, no, off"
+    monkeypatch.setenv("FLUXGATE_DURABLE", "maybe")
+    for _ in range(3):
+        with track() as call:
+            call.usage(provider="anthropic", model="claude", input_tokens=1)
+    assert [record.message for record in caplog.records if "FLUXGATE_DURABLE" in record.message] == [
+        f"nothing is recorded: FLUXGATE_DURABLE (from the environment): {allowed}"
+    ]
+
+
+def test_no_settings_at_all(tmp_path, caplog):
+    """The spool takes the events, and the log says once where they go."""
+    with caplog.at_level(logging.INFO, logger="fluxgate_mw.runtime"), FluxGate() as fg:
+        for number in range(3):
+            fg.record(UsageEvent(feature=f"f-{number}"))
+        assert fg.flush(5)
+        assert fg.statistics().spooled == 3
+    assert [message.partition(";")[0] for message in caplog.messages] == [
+        f"events go to the spool at {tmp_path}/data/spool"
+    ]
+
+
+def test_an_unwritable_folder_is_counted_and_said(tmp_path, caplog):
+    """Events that cannot be kept are drops with a reason, never an exception."""
+    (tmp_path / "file").write_text("in the way")
+    fg = FluxGate(data_dir=tmp_path / "file" / "below", shutdown_timeout_s=0.2)
+    fg.record(UsageEvent())
+    fg.stop()
+    statistics = fg.statistics()
+    assert statistics.emitted == statistics.queued + sum(statistics.dropped.values()) == 1
+
+
+def test_background_flusher_stores(tmp_path):
+    """One process records, flushes and stores; the law holds."""
+    with FluxGate(flusher="background") as fg:
+        fg.record(UsageEvent(feature="f", user=User("u")))
+        wait_for(lambda: fg.statistics().flusher is not None and fg.statistics().flusher.stored == 1)
+    assert stored(tmp_path) == [("f", "u")]
+
+
+def test_mounting_the_dashboard_flushes_in_the_background(tmp_path):
+    """The mounted pages show what this very process recorded."""
+    fg = FluxGate()
+    app = Starlette(lifespan=fg.lifespan)
+    app.mount("/costs", fg.dashboard(public=True))
+    with TestClient(app) as client:
+        fg.record(UsageEvent(feature="mounted-feature"))
+        wait_for(lambda: stored(tmp_path) == [("mounted-feature", None)])
+        assert "mounted-feature" in client.get("/costs/requests").text
+
+
+def test_the_dashboard_needs_to_know_who_may_look():
+    """Names and e-mails are shown to nobody by default; the settings' token lets its holder in."""
+    with pytest.raises(ConfigurationError):
+        FluxGate().dashboard()
+    client = TestClient(FluxGate(dashboard_token="secret").dashboard())
+    assert client.get("/").status_code == 401
+    assert client.get("/", headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def test_lifespan_with_a_users_own():
+    """Theirs runs inside ours and keeps its state; ours delivers at the end."""
+    seen = []
+
+    @asynccontextmanager
+    async def theirs(app):
+        seen.append("up")
+        yield {"answer": 42}
+        seen.append("down")
+
+    fg = FluxGate()
+    with TestClient(Starlette(lifespan=fg.lifespan_with(theirs))) as client:
+        assert client.app_state == {"answer": 42}
+        fg.record(UsageEvent())
+    assert seen == ["up", "down"]
+    assert fg.statistics().queued == 0
+
+
+@pytest.mark.anyio
+async def test_aflush_in_an_event_loop():
+    """True when everything queued was accepted in time."""
+    async with FluxGate() as fg:
+        fg.record(UsageEvent())
+        assert await fg.aflush(5)
+        assert fg.statistics().spooled == 1
+
+
+def test_captures_are_process_wide_and_nested():
+    """Every capture gets every event, whichever FluxGate records it, and nothing is delivered meanwhile."""
+    one, other = FluxGate(), FluxGate()
+    with capture_events() as outer:
+        one.record(UsageEvent(feature="a"))
+        with capture_events() as inner:
+            other.record(UsageEvent(feature="b"))
+    one.record(UsageEvent(feature="c"))
+    assert [event.feature for event in outer] == ["a", "b"]
+    assert [event.feature for event in inner] == ["b"]
+    assert (one.statistics().emitted, other.statistics().emitted) == (1, 0)
+    one.stop()

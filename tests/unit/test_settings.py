@@ -1,0 +1,123 @@
+"""Settings: where a value comes from, what is allowed, what is never shown."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxgate_mw.errors import ConfigurationError
+from fluxgate_mw.settings import Settings, mask_url
+
+
+def test_argument_beats_environment_beats_default():
+    """The nearer source wins, and an empty variable is not set."""
+    environ = {"FLUXGATE_SERVICE": "from-env", "FLUXGATE_ENVIRONMENT": " ", "FLUXGATE_STREAM_KEY": "k"}
+    settings = Settings.load({"service": "argument"}, environ)
+    assert (settings.service, settings.environment, settings.stream_key) == ("argument", None, "k")
+    assert Settings.load({"service": None}, environ).service == "from-env"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("durable", "maybe", "expected one of 1, true, yes"),
+        ("queue_max_events", "0", "expected a whole number from 1 to"),
+        ("queue_max_events", "1.5", "expected a whole number"),
+        ("emit_interval_s", "nan", "expected a number from 0.001 to 60"),
+        ("shutdown_timeout_s", "-1", "expected a number from 0 to 3600"),
+        ("redis_url", "http://cache", "starts with redis://, rediss://, unix://"),
+        ("redis_url", "redis://cache:port", "Port could not be cast"),
+        ("store_url", "mysql://x", "starts with sqlite://"),
+        ("flusher", "foreground", "expected one of none, background"),
+        ("log_level", "LOUD", "expected one of DEBUG, INFO, WARNING, ERROR"),
+        ("provider_hosts", "127.0.0.1", "expected host[:port]=provider"),
+    ],
+)
+@pytest.mark.parametrize("source", ["argument", "environment"])
+def test_a_bad_value_names_key_source_and_what_is_allowed(name, value, message, source):
+    """One line that says what to do."""
+    key = name if source == "argument" else f"FLUXGATE_{name.upper()}"
+    arguments, environ = ({name: value}, {}) if source == "argument" else ({}, {key: value})
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(arguments, environ)
+    assert str(caught.value).startswith(f"{key} (from the {source}): ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_argument_is_an_error_that_names_the_nearest():
+    """A typo in code fails at once."""
+    with pytest.raises(ConfigurationError, match=r"redis_uri: no such setting; did you mean redis_url\?"):
+        Settings.load({"redis_uri": "redis://x"}, {})
+
+
+def test_an_unknown_variable_is_a_log_line_that_names_the_nearest(caplog):
+    """A typo in a deployment is said, and a test's own variables are not."""
+    with caplog.at_level(logging.WARNING):
+        Settings.load({}, {"FLUXGATE_REDIS_ULR": "redis://x", "FLUXGATE_TEST_REDIS_URL": "redis://y"})
+    assert caplog.messages == ["FLUXGATE_REDIS_ULR is no setting of fluxgate-mw; did you mean FLUXGATE_REDIS_URL?"]
+
+
+def test_secrets_are_masked():
+    """Neither password nor key nor token is in the repr, and nothing else is hidden."""
+    secrets = {
+        "redis_url": "redis://:pw-1@cache:6379/0",
+        "store_url": "postgresql://ann:pw-2@db/x?password=pw-3",
+        "api_key": "pw-4",
+        "dashboard_token": "pw-5",
+    }
+    shown = repr(Settings.load({**secrets, "service": "shop"}, {}))
+    assert "pw-" not in shown
+    assert "service='shop'" in shown
+    assert "cache:6379" in shown
+
+
+def test_settings_are_frozen():
+    """Nobody changes them under a running delivery."""
+    with pytest.raises(AttributeError):
+        Settings.load({}, {}).service = "x"
+
+
+def test_places_follow_the_data_folder(tmp_path):
+    """One folder holds everything unless told otherwise."""
+    settings = Settings.load({"data_dir": tmp_path}, {})
+    assert settings.spool_path == tmp_path / "spool"
+    assert settings.effective_store_url == f"sqlite:///{tmp_path}/fluxgate.sqlite3"
+    assert Settings.load({"data_dir": "~/x"}, {}).data_dir == Path.home() / "x"
+
+
+@pytest.mark.parametrize(
+    "value", ["127.0.0.1:80=openai, LLM.example=groq", {"127.0.0.1:80": "openai", "llm.example": "groq"}]
+)
+def test_provider_hosts(value):
+    """Hosts are read without regard to case, from text or a mapping."""
+    hosts = Settings.load({"provider_hosts": value}, {}).provider_hosts
+    assert dict(hosts) == {"127.0.0.1:80": "openai", "llm.example": "groq"}
+
+
+@given(st.text(max_size=60))
+def test_masking_never_raises_on_urls_that_settings_accept(text):
+    """Whatever passes as an address can be shown."""
+    try:
+        settings = Settings.load({"redis_url": f"redis://{text}"}, {})
+    except ConfigurationError:
+        return
+    assert "redis" in mask_url(settings.redis_url)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://cache/0", "redis://cache/0"),
+        ("redis://:pw@cache/0", "redis://:***@cache/0"),
+        ("unix:///run/redis.sock?password=pw", "unix:///run/redis.sock?***"),
+        ("sqlite:////var/x.sqlite3", "sqlite:////var/x.sqlite3"),
+    ],
+)
+def test_masked_urls(url, shown):
+    """Host and path stay readable."""
+    assert mask_url(url) == shown
