@@ -1,7 +1,6 @@
-"""The other side of `emit`: a bounded queue, and the loop that empties it into the stream or the spool.
+"""The other side of `emit`: the loop that empties the queue into the stream or the spool.
 
-The queue's fields are written by any thread without a lock, the counters of the loop by the loop alone. Knows that a
-stream and a spool are buffers, and nothing of Redis or of who emits.
+Knows that a stream and a spool are buffers, and nothing of Redis or of who emits.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from typing import Final
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.buffer.breaker import CircuitBreaker
+from fluxgate_mw.buffer.event_queue import EventQueue
 from fluxgate_mw.buffer.lifecycle import register, start_thread
-from fluxgate_mw.buffer.pack import count, pack
+from fluxgate_mw.buffer.pack import count
 from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.errors import BackendError, BackendUnavailable, BufferFull, ClosedError
 from fluxgate_mw.types import Buffer
@@ -27,8 +27,6 @@ __all__ = ["Delivery", "Flush", "Limits"]
 
 _log = logging.getLogger(__name__)
 _ERROR: Final = logging.ERROR
-_PACK_EVENTS: Final = 250
-_PACK_BYTES: Final = 131_072
 _KEEP_POLLING_S: Final = 1.0
 _LONGEST_SLEEP_S: Final = 5.0
 _HELD_BACK_S: Final = 0.25
@@ -59,8 +57,8 @@ class Flush:
 class Delivery:
     """The queue of one emitter and the loop that drains it, in a thread that the first event starts.
 
-    Concurrency: what `emit` uses (`queue`, `emitted`, `refused`, `bytes_in`, `asleep`, `wake`) from anywhere; the rest
-    belongs to the loop.
+    Concurrency: what `emit` uses (`queue.offer`, `emitted`, `asleep`, `wake`) from anywhere; the rest belongs to the
+    loop.
     """
 
     def __init__(self, limits: Limits, spool: Callable[[], Spool], stream: Callable[[], Buffer] | None) -> None:
@@ -71,14 +69,12 @@ class Delivery:
         register(self)
 
     def _begin(self) -> None:
-        self.queue: deque[tuple[float, bytes]] = deque()
-        self.emitted = self.refused = self.bytes_in = self.bytes_out = 0
-        self.spooled_at_once = 0
+        self.queue = EventQueue(self.limits.max_events, self.limits.max_bytes)
+        self.emitted = self.spooled_at_once = 0
         self.asleep = True
         self.leaving = False
         self.sent = self.spooled = self.returned = 0
         self.dropped: Counter[str] = Counter()
-        self.in_flight: list[tuple[float, bytes]] = []
         self.breaker = CircuitBreaker()
         self.spool = self._make_spool()
         self._flushes: deque[Flush] = deque()
@@ -95,14 +91,7 @@ class Delivery:
     @property
     def total_dropped(self) -> int:
         """How many events were lost so far, for whatever reason."""
-        return self.refused + self.dropped.total()
-
-    def oldest_at(self) -> float | None:
-        """Return when the oldest event in memory was queued, in monotonic seconds; None where there is none."""
-        try:
-            return (self.in_flight or self.queue)[0][0]
-        except IndexError:
-            return None
+        return self.queue.refused + self.dropped.total()
 
     @property
     def running(self) -> bool:
@@ -147,14 +136,14 @@ class Delivery:
             time.sleep(0.002)
         if not self.running:
             self.spill()
-        if lost := len(self.queue) + len(self.in_flight):
+        if lost := len(self.queue):
             _log.error("%d usage events could not be delivered before the process ended", lost)
 
     def spill(self) -> None:
         """Write what is queued to the spool from the calling thread, where the loop cannot run any more."""
-        while (batch := self._take()) and self._to_spool(batch):
+        while self.queue.take() and self._to_spool():
             continue
-        self._put_back()
+        self.queue.put_back()
         self._seal()
 
     def after_fork_in_child(self) -> None:
@@ -200,7 +189,7 @@ class Delivery:
                 await self._pause()
             await self._guarded_cycle()
         finally:
-            self._put_back()
+            self.queue.put_back()
             await self._release()
 
     async def _guarded_cycle(self) -> None:
@@ -209,7 +198,7 @@ class Delivery:
                 self._stream = self._make_stream()
             await self._cycle()
         except Exception as error:  # noqa: BLE001  (our fault must neither end the delivery nor lose the batch)
-            self._put_back()
+            self.queue.put_back()
             self._held_back = True
             self.breaker.failed()
             diagnostics.note("delivery_fault", "a fault of fluxgate-mw: usage events wait", level=_ERROR, error=error)
@@ -232,12 +221,14 @@ class Delivery:
         try:
             self._held_back = not await self._drain()
             await self._return_spooled()
-        finally:
-            self._answer(flushes)
+        except BaseException:
+            self._flushes.extend(flushes)
+            raise
+        self._answer(flushes)
         self._report_drops()
 
     def _answer(self, flushes: list[Flush]) -> None:
-        if self._held_back or self.in_flight:
+        if self._held_back:
             self._flushes.extend(flushes)
             return
         if flushes:
@@ -248,41 +239,20 @@ class Delivery:
 
     async def _drain(self) -> bool:
         left = len(self.queue)
-        while left > 0 and (batch := self._take()):
+        while left > 0 and (taken := self.queue.take()):
             self._busy_at = time.monotonic()
-            left -= len(batch)
-            if not await self._to_stream(batch) and not self._to_spool(batch):
-                self._put_back()
+            left -= taken
+            if not await self._to_stream(taken) and not self._to_spool():
+                self.queue.put_back()
                 return False
         return True
 
-    def _take(self) -> list[tuple[float, bytes]]:
-        batch, size, popleft = self.in_flight, 0, self.queue.popleft
-        try:
-            while len(batch) < _PACK_EVENTS and size < _PACK_BYTES:
-                item = popleft()
-                batch.append(item)
-                size += len(item[1])
-        except IndexError:
-            pass
-        return batch
-
-    def _put_back(self) -> None:
-        self.queue.extendleft(reversed(self.in_flight))
-        self.in_flight = []
-
-    def _settled(self) -> int:
-        settled, self.in_flight = self.in_flight, []
-        self.bytes_out += sum(len(data) for _, data in settled)
-        return len(settled)
-
-    async def _to_stream(self, batch: list[tuple[float, bytes]]) -> bool:
+    async def _to_stream(self, events: int) -> bool:
         if self._stream is None or self.breaker.state == "open" or self._too_late():
             return False
-        payload = pack([data for _, data in batch])
-        if not await self._append(self._stream, payload, len(batch)):
+        if not await self._append(self._stream, self.queue.packed(), events):
             return False
-        self.sent += self._settled()
+        self.sent += self.queue.settle()
         return True
 
     def _too_late(self) -> bool:
@@ -302,17 +272,17 @@ class Delivery:
         self.breaker.succeeded()
         return True
 
-    def _to_spool(self, batch: list[tuple[float, bytes]]) -> bool:
+    def _to_spool(self) -> bool:
         """Return whether the batch is settled, one way or the other."""
         try:
-            self.spool.append_nowait(pack([data for _, data in batch]))
+            self.spool.append_nowait(self.queue.packed())
         except BufferFull:
-            self.dropped["spool_full"] += self._settled()
+            self.dropped["spool_full"] += self.queue.settle()
         except BackendUnavailable as error:
             diagnostics.note("spool_unavailable", f"usage events wait in memory: {error}")
             return False
         else:
-            self.spooled += self._settled()
+            self.spooled += self.queue.settle()
         return True
 
     async def _return_spooled(self) -> None:
@@ -401,6 +371,6 @@ class Delivery:
     def _report_drops(self) -> None:
         total, now = self.total_dropped, time.monotonic()
         if total > self._reported and now - self._reported_at >= _REPORT_EVERY_S:
-            reasons = dict(self.dropped) | ({"queue_full": self.refused} if self.refused else {})
+            reasons = dict(self.dropped) | ({"queue_full": self.queue.refused} if self.queue.refused else {})
             _log.error("usage events dropped: %d since the last report; in all %s", total - self._reported, reasons)
             self._reported, self._reported_at = total, now

@@ -93,16 +93,11 @@ class Emitter:
 
     def emit(self, event: UsageEvent, /) -> None:
         """See `Sink`. An event that is too long or has no wire form is cut down and marked, not lost."""
-        delivery, limits = self._delivery, self._limits
+        delivery = self._delivery
         data = encode_within(event, _MAX_EVENT_BYTES)
         delivery.emitted += 1
         if not ((self._durable or delivery.leaving) and self._spool_now(data)):
-            waiting = delivery.bytes_in - delivery.bytes_out
-            if len(delivery.queue) >= limits.max_events or waiting + len(data) > limits.max_bytes:
-                delivery.refused += 1
-            else:
-                delivery.bytes_in += len(data)
-                delivery.queue.append((time.monotonic(), data))
+            delivery.queue.offer(data)
         if delivery.asleep:
             delivery.wake()
             delivery.asleep = False
@@ -181,19 +176,18 @@ class Emitter:
     def statistics(self) -> EmitterStatistics:
         """Return a snapshot of the counters of this process."""
         delivery = self._delivery
-        in_flight = delivery.in_flight
-        oldest_at = delivery.oldest_at()
+        queue, oldest_at = delivery.queue, delivery.queue.oldest_at
         dropped = dict(delivery.dropped)
-        if delivery.refused:
-            dropped["queue_full"] = delivery.refused
+        if queue.refused:
+            dropped["queue_full"] = queue.refused
         return EmitterStatistics(
             emitted=delivery.emitted,
             sent=delivery.sent,
             spooled=delivery.spooled + delivery.spooled_at_once,
             returned=delivery.returned,
             dropped=dropped,
-            queued=len(delivery.queue) + len(in_flight),
-            queued_bytes=delivery.bytes_in - delivery.bytes_out,
+            queued=len(queue),
+            queued_bytes=queue.size_bytes,
             oldest_age_s=None if oldest_at is None else time.monotonic() - oldest_at,
             breaker=delivery.breaker.state,
         )

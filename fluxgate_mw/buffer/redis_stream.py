@@ -22,8 +22,9 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import DataError, RedisError, ResponseError
+from redis.exceptions import DataError, NoPermissionError, RedisError, ResponseError
 
+from fluxgate_mw import diagnostics
 from fluxgate_mw.buffer.dead_letters import DeadLetter, now_ms
 from fluxgate_mw.errors import BackendRejected, BackendUnavailable, BufferFull, ClosedError
 from fluxgate_mw.settings import mask_url
@@ -104,9 +105,33 @@ class RedisStream:
             self._since_look += 1
             await self._client.execute_command("XADD", self._key, "*", "payload", payload, "events", events)
 
+    async def risks(self) -> Sequence[str]:
+        """Return what could lose accepted events on this server as it is configured; empty for nothing that we know.
+
+        Raises:
+            BackendUnavailable: The server cannot be asked now.
+        """
+        async with self._translated():
+            try:
+                info = _fields(await self._client.execute_command("INFO"))
+            except NoPermissionError:
+                return ["its settings cannot be read by this user"]
+        found = []
+        if info.get("maxmemory", "0") != "0" and info.get("maxmemory_policy") != "noeviction":
+            found.append(f"maxmemory-policy is {info.get('maxmemory_policy')}: a full server deletes unread events")
+        if info.get("aof_enabled") == "0":
+            found.append("AOF is off: a restart of the server loses the events that were not flushed")
+        return found
+
+    async def _warn_of_risks(self) -> None:
+        for risk in await self.risks():
+            diagnostics.note(f"redis_{risk.partition(' ')[0]}", f"{mask_url(self._url)}: {risk}")
+
     async def _look(self) -> None:
+        if self._looked_at == float("-inf"):
+            await self._warn_of_risks()
         length, size, memory = await self._figures()
-        limit, used = memory.get("maxmemory", 0), memory.get("used_memory", 0)
+        limit, used = int(memory.get("maxmemory", 0)), int(memory.get("used_memory", 0))
         self._full = ""
         if length >= self._max_entries:
             self._full = f"redis: the stream has {length} entries"
@@ -116,7 +141,7 @@ class RedisStream:
             self._full = f"redis: {used} of {limit} bytes of memory are used"
         self._looked_at, self._since_look = time.monotonic(), 0
 
-    async def _figures(self) -> tuple[int, int, Mapping[str, int]]:
+    async def _figures(self) -> tuple[int, int, Mapping[str, str]]:
         async with self._client.pipeline(transaction=False) as pipeline:
             pipeline.execute_command("XLEN", self._key)
             pipeline.execute_command("MEMORY", "USAGE", self._key)
@@ -124,7 +149,7 @@ class RedisStream:
             length, size, memory = await pipeline.execute(raise_on_error=False)
         if isinstance(length, Exception):
             raise length
-        known = {} if isinstance(memory, Exception) else _numbers(memory)
+        known = {} if isinstance(memory, Exception) else _fields(memory)
         return int(length), 0 if isinstance(size, Exception) else int(size or 0), known
 
     async def read(self, *, max_entries: int, wait_s: float) -> Sequence[Entry]:
@@ -349,10 +374,10 @@ def _mapping(fields: Sequence[bytes]) -> dict[bytes, bytes]:
     return dict(zip(fields[::2], fields[1::2], strict=True))
 
 
-def _numbers(info: bytes) -> dict[str, int]:
-    """Return the whole numbers of an INFO reply."""
+def _fields(info: bytes) -> dict[str, str]:
+    """Return an INFO reply by name. Source: redis.io INFO, read 2026-08."""
     lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
-    return {name: int(value) for name, _, value in lines if value.isdecimal()}
+    return {name: value for name, colon, value in lines if colon}
 
 
 def _entry(entry_id: bytes, fields: Any) -> Entry:

@@ -206,10 +206,11 @@ class SpoolReader:
         return sum(1 for _ in self._folder.glob(f"*{_BAD}"))
 
     def close(self) -> None:
-        """Let go of the lock; a segment that was read in good health does not keep the attempt against it."""
+        """Let go of the lock in good health: no attempt counts, and what was acknowledged does not come again."""
         for reading in self._readings.values():
+            first = min((int(entry_id.rpartition(":")[2]) for entry_id in reading.given), default=reading.offset)
             with contextlib.suppress(FileNotFoundError):
-                self._rename(reading, reading.attempt - 1, _parse(reading.path.name)[2])
+                self._rename(reading, reading.attempt - 1, first)
         self.abandon()
 
     def abandon(self) -> None:

@@ -166,6 +166,18 @@ async def test_acknowledged_entries_are_gone_and_their_room_is_free(make_buffer)
     assert list(await second.read(max_entries=10, wait_s=0)) == []
 
 
+async def test_what_was_acknowledged_before_a_close_does_not_come_again(make_buffer):
+    """A reader that acknowledged some and closed leaves exactly the others to the next."""
+    first, second = make_buffer(), make_buffer()
+    for number in range(5):
+        await first.append(one(number), 1)
+    entries = await first.read(max_entries=4, wait_s=1)
+    await first.ack(entries[:2])
+    await first.aclose()
+    rest = [*await second.reclaim(min_idle_s=0, max_entries=10), *await second.read(max_entries=10, wait_s=1)]
+    assert sorted(number for entry in rest for number in numbers_in(entry.payload)) == [2, 3, 4]
+
+
 async def test_acknowledging_twice_or_nothing_is_harmless(buffer):
     """`ack` of nothing, and of what was acknowledged before, changes nothing."""
     await buffer.append(one(0), 1)

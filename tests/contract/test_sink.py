@@ -36,10 +36,8 @@ class Way:
 
     def arrived(self) -> list[int]:
         """Return the numbers of all events that were accepted, in order."""
-        numbers = spooled_numbers(self.folder)
-        if self.kind.startswith("stream"):
-            numbers += asyncio.run(self._from_stream())
-        return numbers
+        streamed = asyncio.run(self._from_stream()) if self.kind.startswith("stream") else []
+        return streamed + spooled_numbers(self.folder)
 
     async def _from_stream(self) -> list[int]:
         stream = self.stream()

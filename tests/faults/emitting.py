@@ -5,14 +5,22 @@ Run as `python -m tests.faults.emitting <program> <spool folder> <redis url or -
 
 from __future__ import annotations
 
+import sys
+
+if "greenlets" in sys.argv:
+    from gevent import monkey
+
+    monkey.patch_all()
+
 import multiprocessing
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import gevent
 
 from fluxgate_mw.buffer.emitter import Emitter
 from fluxgate_mw.buffer.redis_stream import RedisStream
@@ -139,6 +147,26 @@ def import_nothing(program: Program) -> None:
     say(sorted(set(sys.modules) - before))
 
 
+def greenlets(program: Program) -> None:
+    """Emit from greenlets of a patched process: the delivery neither stops them nor waits for them."""
+    emitter = program.emitter()
+    ticks = []
+
+    def tick() -> None:
+        while True:
+            gevent.sleep(0.001)
+            ticks.append(1)
+
+    gevent.spawn(tick)
+    some = [gevent.spawn(_emit_in_child, emitter, first) for first in (0, 10, 20)]
+    gevent.joinall(some)
+    assert emitter.flush(5)
+    assert ticks
+    assert_conserved(emitter.statistics(), 30)
+    assert emitter.stop()
+    _emit_in_child(emitter, 30)
+
+
 def starved(program: Program) -> None:
     """Emit while no file may grow, say so, and go on when files may grow again."""
     emitter = program.emitter()
@@ -177,6 +205,7 @@ PROGRAMS: dict[str, Callable[[Program], None]] = {
         fork_while_emitting,
         multiprocess,
         import_nothing,
+        greenlets,
         starved,
         terminated,
     )

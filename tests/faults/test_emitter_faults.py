@@ -156,6 +156,12 @@ def test_forks_under_load_lose_and_double_nothing(place):
     assert sorted(arrived(*place)) == [*range(2000), *range(10_000, 10_010)]
 
 
+def test_greenlets_of_a_patched_process_are_served(place):
+    """Under gevent's patches the delivery has a real thread of its own, and the end of the process loses nothing."""
+    finish(start("greenlets", *place))
+    assert sorted(arrived(*place)) == list(range(40))
+
+
 def test_the_delivery_imports_nothing(place):
     """The thread imports no module: a fork meanwhile would leave its import lock held in the child for ever."""
     folder, url, stream_key = place

@@ -10,6 +10,7 @@ import uuid
 import pytest
 from redis.asyncio import Redis
 
+from fluxgate_mw import diagnostics
 from fluxgate_mw.buffer.pack import pack
 from fluxgate_mw.buffer.redis_stream import RedisStream
 from fluxgate_mw.errors import BackendUnavailable, BufferFull
@@ -195,6 +196,22 @@ async def test_cancelled_commands_give_no_reply_to_the_next(make):
     assert len(stream._client.connection_pool._available_connections) <= 3
 
 
+async def test_a_server_that_may_lose_events_is_warned_of(tmp_path, caplog):
+    """Eviction and missing persistence are named, by `risks` and once in the log by the first append."""
+    diagnostics.reset()
+    options = ["--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru", "--save", ""]
+    server = RedisServer(valkey_binary(), tmp_path / "server", *options)
+    server.start()
+    stream = RedisStream(server.url, stream_key="k", consumer_group="g")
+    try:
+        await stream.append(one(0), 1)
+        assert [risk.split()[0] for risk in await stream.risks()] == ["maxmemory-policy", "AOF"]
+    finally:
+        await stream.aclose()
+        server.kill()
+    assert ["allkeys-lru" in caplog.text, "AOF is off" in caplog.text] == [True, True]
+
+
 async def test_a_frozen_server_is_given_up_in_time(tmp_path):
     """An append to a server that does not reply fails within the time-out, once, without retries."""
     server = RedisServer(valkey_binary(), tmp_path / "server", "--save", "")
@@ -218,19 +235,31 @@ async def test_a_read_survives_a_restart_of_the_server(tmp_path):
     server = RedisServer(valkey_binary(), tmp_path / "server", "--appendonly", "yes", "--appendfsync", "always")
     server.start()
     stream = RedisStream(server.url, stream_key="k", consumer_group="g")
-    await stream.append(one(0), 1)
-    await stream.read(max_entries=1, wait_s=0)
-    reading = asyncio.create_task(stream.read(max_entries=1, wait_s=3))
-    await asyncio.sleep(0.05)
-    server.kill()
-    with pytest.raises(BackendUnavailable):
-        await reading
-    server.start()
-    await stream.append(one(1), 1)
-    assert len(await stream.read(max_entries=10, wait_s=1)) == 1
-    assert len(await stream.reclaim(min_idle_s=0, max_entries=10)) == 2
-    await stream.aclose()
-    server.kill()
+    try:
+        await stream.append(one(0), 1)
+        await stream.read(max_entries=1, wait_s=0)
+        reading = asyncio.create_task(stream.read(max_entries=1, wait_s=3))
+        await asyncio.sleep(0.05)
+        server.kill()
+        with pytest.raises(BackendUnavailable):
+            await reading
+        server.start()
+        await append_when_ready(stream)
+        assert len(await stream.read(max_entries=10, wait_s=1)) == 1
+        assert len(await stream.reclaim(min_idle_s=0, max_entries=10)) == 2
+    finally:
+        await stream.aclose()
+        server.kill()
+
+
+async def append_when_ready(stream: RedisStream) -> None:
+    """Append one entry as soon as the server has loaded its data."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return await stream.append(one(1), 1)
+        except BackendUnavailable:
+            assert time.monotonic() < deadline
 
 
 async def test_nothing_is_said_of_passwords():

@@ -111,7 +111,7 @@ def test_one_process_reads_at_a_time(folder):
     assert second.read_nowait(10) == []
     first.ack_nowait([entry])
     first.stop_reading()
-    assert len(second.read_nowait(10)) == 2
+    assert len(second.read_nowait(10)) == 1
 
 
 def test_files_are_deleted_when_all_their_entries_are_acknowledged(folder):
@@ -138,6 +138,18 @@ def test_a_reader_that_closes_leaves_no_mark(folder):
         [entry] = spool.read_nowait(10)
         assert entry.delivery_count == 1
         spool.stop_reading()
+
+
+def test_a_reader_that_closes_midway_leaves_only_the_rest(folder):
+    """Of one segment, what was acknowledged before an orderly end does not come again; what was not does."""
+    spool = Spool(folder)
+    for number in range(6):
+        spool.append_nowait(one(number))
+    spool.seal()
+    entries = spool.read_nowait(4)
+    spool.ack_nowait(entries[:2])
+    spool.stop_reading()
+    assert spooled_numbers(folder) == [2, 3, 4, 5]
 
 
 def crash(folder, wanted: int) -> list[tuple[int, int]]:
