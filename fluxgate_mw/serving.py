@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +15,7 @@ import uvicorn
 __all__ = ["HOST", "bound_socket", "serving"]
 
 HOST = "127.0.0.1"
+_LOOK_S = 0.01
 
 
 class _Server(uvicorn.Server):
@@ -52,19 +54,23 @@ async def serving(app: Any, listener: socket.socket | None = None) -> AsyncItera
     Raises:
         RuntimeError: The app's own start-up failed.
 
+    Guarantees: what is raised inside leaves as it is, after the server has ended in order.
+
     Concurrency: event loop only; installs no signal handler.
     """
     listener = listener or bound_socket()
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(app, log_config=None, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
     server = _Server(config)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(server.serve, [listener])
-        try:
-            while not server.started:
-                if server.should_exit:
-                    raise RuntimeError("the app did not start")
-                await anyio.sleep(0.01)
-            yield f"http://{host}:{port}"
-        finally:
-            server.should_exit = True
+    task = asyncio.create_task(server.serve([listener]))
+    try:
+        while not server.started:
+            if task.done():
+                raise RuntimeError("the app did not start")
+            await anyio.sleep(_LOOK_S)
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        with anyio.CancelScope(shield=True):
+            await task
+        listener.close()

@@ -75,7 +75,8 @@ async def run_demo(options: DemoOptions) -> int:
             dashboard = load("fluxgate_mw.dashboard.app:make_dashboard", extra="demo", needed_for="fluxgate demo")
             page = dashboard(delivery.store, public=True, trust=delivery.figures)
             async with serving(page, listener) as address:
-                _say(f"Dashboard  {address}", f"Data       {folder}")
+                model = "the real service" if options.live else "a loopback provider, which costs nothing"
+                _say(f"Dashboard  {address}", f"Data       {folder}", f"Model      {model}")
                 return await _Demo(options, settings, delivery).run()
         finally:
             with anyio.CancelScope(shield=True):
@@ -140,6 +141,7 @@ class _Demo:
             if not apps:
                 return {}
             addresses = {name: app.address for name, app in apps.items()}
+            _say(f"Apps       {', '.join(f'{name} at {address}' for name, address in addresses.items())}")
             live = self._options.live
             traffic = Traffic(addresses, LIVE_ACTIONS if live else ACTIONS, rate=_LIVE_RATE if live else _RATE)
             async with anyio.create_task_group() as tasks:
