@@ -1,0 +1,169 @@
+"""`fluxgate serve`, `flush`, `doctor` and `dead-letters` as a user runs them, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from fluxgate_mw import FluxGate, UsageEvent, User
+from tests.servers import RedisServer, free_port, valkey_binary
+
+COMMAND = [sys.executable, "-m", "fluxgate_mw.cli"]
+
+
+def run(*arguments, **variables):
+    """Run the command to its end."""
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+@pytest.fixture
+def start() -> Iterator:
+    """Start the command; it is killed at the end if it is still there."""
+    started = []
+
+    def begin(*arguments, **variables):
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def shown(address):
+    with urllib.request.urlopen(f"{address}/requests.json") as response:
+        return json.load(response)["events"]
+
+
+def record(count, **settings):
+    with FluxGate(**settings) as fg:
+        for number in range(count):
+            fg.record(UsageEvent(feature=f"f-{number}", user=User("u-1"), cost_nanos=10))
+        assert fg.flush(10)
+
+
+def test_flush_once_stores_what_is_spooled(tmp_path):
+    """It ends by itself with status 0, and a second time finds nothing."""
+    record(5)
+    assert run("flush", "--once").stdout.splitlines()[-1] == "Stored 5 events, 0 seen before, 0 set aside"
+    assert run("flush", "--once").stdout.splitlines()[-1] == "Stored 0 events, 0 seen before, 0 set aside"
+
+
+def test_flush_once_through_redis(redis_url, stream_key):
+    """The stream is emptied into the store."""
+    record(5, redis_url=redis_url, stream_key=stream_key)
+    done = run("flush", "--once", "--redis-url", redis_url, FLUXGATE_STREAM_KEY=stream_key)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "Stored 5 events, 0 seen before, 0 set aside")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_serve_shows_and_stores_until_it_is_stopped(start, stop):
+    """The address is printed first; a signal ends it cleanly and in time."""
+    process = start("serve", "--port", 0)
+    address = process.stdout.readline().split()[1]
+    record(3)
+    deadline = time.monotonic() + 20
+    while len(shown(address)) < 3:
+        assert time.monotonic() < deadline
+    process.send_signal(stop)
+    rest, _ = process.communicate(timeout=8)
+    assert process.returncode == 0
+    assert rest.splitlines()[-1].startswith("Stored 3 events")
+
+
+def test_a_port_in_use_is_one_clear_line(start):
+    """It names the address and what to do."""
+    process = start("serve", "--port", 0)
+    port = process.stdout.readline().rsplit(":", 1)[1].strip()
+    done = run("serve", "--port", port)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"fluxgate: cannot listen on 127.0.0.1:{port}: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "status", "message"),
+    [
+        (["serve", "--host", "0.0.0.0"], {}, 2, "needs a secret in FLUXGATE_DASHBOARD_TOKEN"),
+        (["flush", "--once", "--redis-url", "cache:6379"], {}, 2, "redis_url (from the argument): expected an address"),
+        (["flush", "--once", "--redis-url", "redis://127.0.0.1:1/0"], {}, 1, "redis: "),
+        (["flush", "--once"], {"FLUXGATE_REDIS_URL": "redis://:hunter2@127.0.0.1:1/0"}, 1, "redis: "),
+        (["flush", "--once", "--data-dir", "/proc/nowhere"], {}, 1, "sqlite: "),
+        (["serve", "--data-dir", "/proc/nowhere", "--port", "0"], {}, 1, "sqlite: "),
+        (["flush", "--store-url", "postgresql://db/x"], {}, 2, "not supported by this version yet"),
+        (["dead-letters", "drop"], {}, 2, "give ids, or --all"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(arguments, variables, status, message):
+    """No traceback, no secret, and a status that a script can read."""
+    done = run(*arguments, **variables)
+    assert (done.returncode, len(done.stderr.splitlines())) == (status, 1), done.stderr
+    assert done.stderr.startswith("fluxgate: ")
+    assert message in done.stderr
+    assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_doctor_finds_nothing_wrong(tmp_path):
+    """Every part of a machine with no settings is fine."""
+    done = run("doctor", "--json")
+    findings = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert {finding["part"]: finding["verdict"] for finding in findings} == dict.fromkeys(
+        ["openai client", "prices", "data folder", "spool", "store"], "ok"
+    )
+
+
+def test_doctor_says_what_is_wrong(tmp_path):
+    """An unreachable Redis and a folder that cannot be made, each with its own line."""
+    done = run("doctor", FLUXGATE_REDIS_URL="redis://127.0.0.1:1/0", FLUXGATE_DATA_DIR="/proc/nowhere")
+    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert done.returncode == 1
+    assert failed == ["data", "redis", "store"]
+
+
+def test_doctor_warns_of_a_redis_that_may_lose_entries(tmp_path):
+    """Eviction and no persistence are named as what they can cost."""
+    options = ("--save", "", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    server = RedisServer(valkey_binary(), tmp_path / "r", *options)
+    server.start()
+    try:
+        done = run("doctor", "--redis-url", server.url)
+    finally:
+        server.kill()
+    line = next(line for line in done.stdout.splitlines() if "redis policy" in line)
+    assert line.startswith("WARNING")
+    assert "maxmemory-policy is allkeys-lru" in line
+    assert "AOF is off" in line
+
+
+def test_a_dead_redis_does_not_stop_serve(start):
+    """It says so once and serves what is stored."""
+    process = start("serve", "--port", free_port(), "--redis-url", "redis://127.0.0.1:1/0")
+    lines = iter(process.stdout.readline, "")
+    assert any(line.startswith("Waiting: redis: ") for line in lines)
+    address = next(line.split()[1] for line in lines if line.startswith("Dashboard  "))
+    with urllib.request.urlopen(f"{address}/requests") as page:
+        assert page.status == 200
