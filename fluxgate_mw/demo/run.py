@@ -6,17 +6,18 @@ given nothing but environment variables, as in any deployment.
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import anyio
 import anyio.abc
-import msgspec
 
 from fluxgate_mw.demo.children import running_apps
 from fluxgate_mw.demo.delivery import Delivery
@@ -34,24 +35,14 @@ from fluxgate_mw.settings import Settings
 
 __all__ = ["DemoOptions", "run_demo"]
 
-_RATE: Final = 30.0
+_RATE: Final = 20.0
 _LIVE_RATE: Final = 1.5
 _LATENCY_S: Final = 0.06
 _CHUNK_LATENCY_S: Final = 0.004
+_INTERRUPTED_END_S: Final = 1.7
+_LEAST_S: Final = 0.1
 _TTY_PROGRESS_S: Final = 0.5
 _PLAIN_PROGRESS_S: Final = 2.0
-
-
-class _Patience(msgspec.Struct, frozen=True):
-    """How long the end may take, in seconds: for requests under way, for the apps, and for the buffers to empty."""
-
-    visits_s: float
-    apps_s: float
-    drain_s: float
-
-
-_AT_LEISURE: Final = _Patience(visits_s=15.0, apps_s=8.0, drain_s=20.0)
-_INTERRUPTED: Final = _Patience(visits_s=0.4, apps_s=1.2, drain_s=0.5)
 
 
 async def run_demo(options: DemoOptions) -> int:
@@ -91,7 +82,7 @@ class _Demo:
         self._settings = settings
         self._delivery = delivery
         self._stopped = anyio.Event()
-        self._patience = _AT_LEISURE
+        self._end_by = math.inf
         self._since_ms = time.time_ns() // 1_000_000
         self._ledger: Ledger | None = None
 
@@ -106,7 +97,7 @@ class _Demo:
             tasks.start_soon(self._delivery.run)
             async with self._provider() as provider:
                 statistics = await self._visited(provider)
-            left = await self._delivery.drained(self._patience.drain_s)
+            left = await self._delivery.drained(self._patience(20.0, reserve_s=0.1))
             self._delivery.stop()
             tasks.cancel_scope.cancel()
         return self._judge(statistics, left)
@@ -119,8 +110,12 @@ class _Demo:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             task_status.started()
             async for _ in signals:
-                self._patience = _INTERRUPTED
+                self._end_by = min(self._end_by, anyio.current_time() + _INTERRUPTED_END_S)
                 self._stopped.set()
+
+    def _patience(self, most_s: float, *, reserve_s: float) -> float:
+        """Return how many seconds the next step of the end may take; after a signal, `reserve_s` stay for the rest."""
+        return max(_LEAST_S, min(most_s, self._end_by - anyio.current_time() - reserve_s))
 
     @asynccontextmanager
     async def _provider(self) -> AsyncIterator[str | None]:
@@ -137,7 +132,9 @@ class _Demo:
     async def _visited(self, provider: str | None) -> Mapping[str, AppStatistics | None]:
         """Run the apps and their visitors; return what each app says of its events, None where it says nothing."""
         environs = app_environments(self._settings, provider)
-        async with running_apps(environs, self._folder, self._stopped, lambda: self._patience.apps_s) as apps:
+        async with running_apps(
+            environs, self._folder, self._stopped, partial(self._patience, 8.0, reserve_s=0.2)
+        ) as apps:
             if not apps:
                 return {}
             addresses = {name: app.address for name, app in apps.items()}
@@ -147,7 +144,7 @@ class _Demo:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._show_progress, traffic)
                 tasks.start_soon(self._stop_in_time)
-                await traffic.run(self._stopped, lambda: self._patience.visits_s)
+                await traffic.run(self._stopped, partial(self._patience, 15.0, reserve_s=0.8))
                 tasks.cancel_scope.cancel()
         return {name: app.statistics() for name, app in apps.items()}
 

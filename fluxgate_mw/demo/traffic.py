@@ -146,19 +146,22 @@ class Traffic:
                 action = first_round.pop() if first_round else self._random.choices(self._actions, weights)[0]
                 user = None if action.anonymous else self._random.choice(tuple(PEOPLE))
                 text = self._random.choice(_TEXTS)
-                tasks.start_soon(self._visit, action, user, text)
+                tasks.start_soon(self._visit, action, user, text, stopped)
                 due = max(due + self._interval_s, anyio.current_time() - _CATCH_UP_S)
                 with anyio.move_on_after(due - anyio.current_time()):
                     await stopped.wait()
             tasks.cancel_scope.deadline = anyio.current_time() + patience_s()
 
-    async def _visit(self, action: Action, user: str | None, text: str) -> None:
-        self.visits.made += 1
+    async def _visit(self, action: Action, user: str | None, text: str, stopped: anyio.Event) -> None:
         work = partial(_post, self._addresses[action.app], action, user, text)
-        try:
-            await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
-        except (OSError, http.client.HTTPException):
-            self.visits.unanswered += 1
+        async with self._limiter:
+            if stopped.is_set():
+                return
+            self.visits.made += 1
+            try:
+                await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+            except (OSError, http.client.HTTPException):
+                self.visits.unanswered += 1
 
 
 def _post(address: str, action: Action, user: str | None, text: str) -> None:
