@@ -35,9 +35,9 @@ class CircuitBreaker:
         self._retry_at = 0.0
         self.state: BreakerState = "closed"
 
-    def due(self) -> bool:
-        """Return whether it is open and the pause is over."""
-        return self.state == "open" and self._clock() >= self._retry_at
+    def due_in_s(self) -> float:
+        """Return the seconds until it should be asked again, 0 when now; infinite where it is not open."""
+        return max(0.0, self._retry_at - self._clock()) if self.state == "open" else float("inf")
 
     def failed(self) -> None:
         """Note a failure: open, with a pause that is shortened at random by up to a fifth."""

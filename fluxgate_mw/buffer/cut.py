@@ -27,10 +27,19 @@ def encode_within(event: UsageEvent, max_bytes: int) -> bytes:
     Concurrency: any thread.
     """
     try:
-        encoded = encode_event(event)
+        encoded = encode_event(_with_text_keys(event) if event.metadata else event)
     except Exception:  # noqa: BLE001  (a metadata value's own __repr__ can raise anything)
         return encode_event(cut_down(event))
     return encoded if len(encoded) <= max_bytes else encode_event(cut_down(event))
+
+
+def _with_text_keys(event: UsageEvent) -> UsageEvent:
+    """Return the event with the keys of its metadata as text: others could be written and never read again."""
+    for key in event.metadata:
+        if type(key) is not str:
+            metadata = {str(key): value for key, value in event.metadata.items()}
+            return msgspec.structs.replace(event, metadata=metadata)
+    return event
 
 
 def cut_down(event: UsageEvent) -> UsageEvent:

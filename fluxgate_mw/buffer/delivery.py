@@ -27,11 +27,12 @@ __all__ = ["Delivery", "Flush", "Limits"]
 
 _log = logging.getLogger(__name__)
 _ERROR: Final = logging.ERROR
-_KEEP_POLLING_S: Final = 1.0
+_KEEP_POLLING_S: Final = 0.2
 _LONGEST_SLEEP_S: Final = 5.0
 _HELD_BACK_S: Final = 0.25
 _RETURN_ENTRIES: Final = 16
 _REPORT_EVERY_S: Final = 60.0
+_SPOOLING_TAKES_S: Final = 1.0
 _CLOSE_S: Final = 0.5
 
 
@@ -84,6 +85,7 @@ class Delivery:
         self._stream: Buffer | None = None
         self._probe: asyncio.Task[None] | None = None
         self._stop_at: float | None = None
+        self._stream_until = 0.0
         self._busy_at = self._return_at = 0.0
         self._held_back = False
         self._reported, self._reported_at = 0, float("-inf")
@@ -121,6 +123,7 @@ class Delivery:
         """Ask the loop to deliver what is queued and end, with what Redis does not take in time in the spool."""
         if self.running:
             self._stop_at = time.monotonic() + timeout_s
+            self._stream_until = self._stop_at - min(_SPOOLING_TAKES_S, timeout_s / 2)
             self.wake()
 
     def finish(self) -> None:
@@ -256,7 +259,7 @@ class Delivery:
         return True
 
     def _too_late(self) -> bool:
-        return self._stop_at is not None and time.monotonic() > self._stop_at - self.limits.shutdown_timeout_s / 5
+        return self._stop_at is not None and time.monotonic() > self._stream_until
 
     async def _append(self, stream: Buffer, payload: bytes, events: int) -> bool:
         try:
@@ -317,7 +320,7 @@ class Delivery:
 
     def _ask_in_background(self, stream: Buffer) -> None:
         """Ask the stream whether it answers at all, so that no live event waits for one that is frozen."""
-        if self.breaker.due() and (self._probe is None or self._probe.done()):
+        if self.breaker.due_in_s() == 0 and (self._probe is None or self._probe.done()):
             self._probe = asyncio.create_task(self._ask(stream))
 
     async def _ask(self, stream: Buffer) -> None:
@@ -343,7 +346,7 @@ class Delivery:
         else:
             self.asleep = True
             if not self.queue and not self._flushes:
-                await self._wait(_LONGEST_SLEEP_S)
+                await self._wait(min(_LONGEST_SLEEP_S, self.breaker.due_in_s()))
             self.asleep = False
 
     async def _wait(self, seconds: float) -> None:

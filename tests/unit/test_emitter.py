@@ -412,3 +412,31 @@ def test_a_stop_without_time_spools_what_the_stream_would_take_long_for(make, fo
     assert_conserved(emitter.statistics(), 5000)
     assert streamed(stream) + spooled_numbers(folder) == list(range(5000))
     assert emitter.statistics().spooled > 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("with_stream", [False, True])
+async def test_cancellation_at_any_await_loses_nothing(make, folder, with_stream):
+    """Cancel the delivery after each possible number of its steps: every event is in one place, and none is lost."""
+    stream = MemoryStream()
+
+    class Yielding(MemoryBuffer):
+        async def append(self, payload, events, /) -> None:
+            await asyncio.sleep(0)
+            await super().append(payload, events)
+            await asyncio.sleep(0)
+
+    emitter = make(stream=(lambda: Yielding(stream)) if with_stream else None, interval_s=0.001)
+    emitted = 0
+    for steps in range(40):
+        for _ in range(300):
+            emitter.emit(numbered(emitted))
+            emitted += 1
+        task = asyncio.create_task(emitter.run())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert await emitter.astop()
+    assert_conserved(emitter.statistics(), emitted)
+    assert set(streamed(stream) + spooled_numbers(folder)) == set(range(emitted))
