@@ -1,6 +1,6 @@
 """What a price costs: ours against `genai_prices.calc_price`, in turns in one run. Prints one JSON line.
 
-    python benchmarks/bench_price.py [--quick]
+    python benchmarks/bench_price.py [--quick] [--rounds N]
 
 Times are microseconds a price, over four models of three providers; each round times both, so that what else the
 machine does meets both. Memory is what the import and the first price of each keep in a fresh process.
@@ -8,16 +8,13 @@ machine does meets both. Memory is what the import and the first price of each k
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
+import operator
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import genai_prices
+from measure import interleaved, microseconds, options, paired, print_line, print_table, summary
 
 from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.pricing import price
@@ -47,26 +44,16 @@ print(tracemalloc.get_traced_memory()[0] // 1024)
 """
 
 
-def _ours() -> None:
-    for provider, model in MODELS:
-        price(provider, model, OURS, at=AT)
+def _ours(prices: int) -> None:
+    for _ in range(prices // len(MODELS)):
+        for provider, model in MODELS:
+            price(provider, model, OURS, at=AT)
 
 
-def _theirs() -> None:
-    for provider, model in MODELS:
-        genai_prices.calc_price(THEIRS, model, provider_id=provider, genai_request_timestamp=AT)
-
-
-def _microseconds(run: Callable[[], None], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - start) / (repeats * len(MODELS)) * 1e6
-
-
-def _summary(values: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"median": round(middle, 3), "q1": round(low, 3), "q3": round(high, 3), "min": round(min(values), 3)}
+def _theirs(prices: int) -> None:
+    for _ in range(prices // len(MODELS)):
+        for provider, model in MODELS:
+            genai_prices.calc_price(THEIRS, model, provider_id=provider, genai_request_timestamp=AT)
 
 
 def _kilobytes(whose: str) -> int:
@@ -76,22 +63,24 @@ def _kilobytes(whose: str) -> int:
 
 def main() -> None:
     """Run the rounds and print the figures."""
-    parser = argparse.ArgumentParser(description="Time of a price, ours against genai-prices.")
-    parser.add_argument("--quick", action="store_true", help="few and short rounds, for CI")
-    rounds, repeats = (7, 100) if parser.parse_args().quick else (31, 1000)
-    _ours()
-    _theirs()
-    times = [(_microseconds(_ours, repeats * 10), _microseconds(_theirs, repeats)) for _ in range(rounds)]
+    arguments = options("Time of a price, ours against genai-prices.", rounds=31).parse_args()
+    rounds, prices = (min(arguments.rounds, 7), 400) if arguments.quick else (arguments.rounds, 4_000)
+    contenders = {
+        "ours": lambda: microseconds(_ours, prices * 10, arguments.clock),
+        "genai_prices": lambda: microseconds(_theirs, prices, arguments.clock),
+    }
+    samples = interleaved(contenders, rounds)
+    rows = {name: {"us": summary(values)} for name, values in samples.items()}
+    print_table("microseconds a price", rows, ["us"])
     figures = {
-        "benchmark": "price",
         "rounds": rounds,
-        "ours_us": _summary([ours for ours, _ in times]),
-        "genai_prices_us": _summary([theirs for _, theirs in times]),
-        "ratio": _summary([theirs / ours for ours, theirs in times]),
+        "ours_us": rows["ours"]["us"],
+        "genai_prices_us": rows["genai_prices"]["us"],
+        "ratio": summary(paired(samples, "genai_prices", "ours", operator.truediv)),
         "ours_kb": _kilobytes("ours"),
         "genai_prices_kb": _kilobytes("genai_prices"),
     }
-    print(json.dumps(figures))
+    print_line("price", figures)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from environments import Peer
 
-__all__ = ["PEERS", "Tracker"]
+__all__ = ["PEERS", "Count", "Tracker", "discarding_processor"]
 
 
 class Tracker(NamedTuple):
@@ -22,17 +22,19 @@ class Tracker(NamedTuple):
     exported: Callable[[], int]
 
 
-class _Count:
+class Count:
     """Count what is exported, by whatever name the library calls its exporter."""
 
     def __init__(self) -> None:
         self.exported = 0
 
     def add(self, amount: int) -> None:
+        """Count so many more."""
         self.exported += amount
 
 
-def _processor(count: _Count) -> Any:
+def discarding_processor(count: Count) -> Any:
+    """Return OpenTelemetry's BatchSpanProcessor in its default settings, over an exporter that counts and discards."""
     export = import_module("opentelemetry.sdk.trace.export")
 
     def exported(_self: object, spans: Sequence[object]) -> Any:
@@ -43,15 +45,15 @@ def _processor(count: _Count) -> Any:
     return export.BatchSpanProcessor(exporter())
 
 
-def _provider(count: _Count) -> Any:
+def _provider(count: Count) -> Any:
     provider = import_module("opentelemetry.sdk.trace").TracerProvider()
-    provider.add_span_processor(_processor(count))
+    provider.add_span_processor(discarding_processor(count))
     return provider
 
 
 def _opentelemetry(module: str) -> Callable[[], Tracker]:
     def start() -> Tracker:
-        count = _Count()
+        count = Count()
         provider = _provider(count)
         import_module(module).OpenAIInstrumentor().instrument(tracer_provider=provider)
         return Tracker(provider.force_flush, lambda: count.exported)
@@ -60,7 +62,7 @@ def _opentelemetry(module: str) -> Callable[[], Tracker]:
 
 
 def _sentry() -> Tracker:
-    count = _Count()
+    count = Count()
     sentry_sdk = import_module("sentry_sdk")
     transport = import_module("sentry_sdk.transport").Transport
     methods = {"capture_envelope": lambda _self, _envelope: count.add(1)}
@@ -70,7 +72,7 @@ def _sentry() -> Tracker:
 
 
 def _langfuse() -> Tracker:
-    count = _Count()
+    count = Count()
     provider = _provider(count)
     os.environ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"] = "1"
     langfuse = import_module("langfuse")
@@ -82,15 +84,15 @@ def _langfuse() -> Tracker:
 
 
 def _logfire() -> Tracker:
-    count = _Count()
+    count = Count()
     logfire = import_module("logfire")
-    logfire.configure(send_to_logfire=False, console=False, additional_span_processors=[_processor(count)])
+    logfire.configure(send_to_logfire=False, console=False, additional_span_processors=[discarding_processor(count)])
     logfire.instrument_openai()
     return Tracker(logfire.force_flush, lambda: count.exported)
 
 
 def _ddtrace() -> Tracker:
-    count = _Count()
+    count = Count()
     os.environ.update(DD_INSTRUMENTATION_TELEMETRY_ENABLED="false", DD_REMOTE_CONFIGURATION_ENABLED="false")
     trace = import_module("ddtrace.trace")
     dropping = type("Dropping", (trace.TraceFilter,), {"process_trace": lambda _self, spans: count.add(len(spans))})

@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 __all__ = [
     "CLOCKS",
@@ -29,6 +29,7 @@ __all__ = [
     "summary",
 ]
 
+T = TypeVar("T")
 Summary = dict[str, float]
 Samples = dict[str, list[float]]
 
@@ -73,14 +74,14 @@ def microseconds(run: Callable[[int], object], count: int, clock: str = "wall") 
     return (now() - start) / count / 1_000
 
 
-def interleaved(contenders: Mapping[str, Callable[[], float]], rounds: int) -> Samples:
+def interleaved(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """Return the figures of each contender, one a round.
 
     Every round asks all of them, each round beginning with another, so that what else the machine does and who comes
     first meet all alike. One round more is run before and thrown away.
     """
     names = list(contenders)
-    samples: Samples = {name: [] for name in names}
+    samples: dict[str, list[T]] = {name: [] for name in names}
     for number in range(-1, rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
@@ -126,17 +127,22 @@ def print_line(benchmark: str, figures: Mapping[str, Any]) -> None:
         "cores": os.cpu_count(),
         "load": [round(load, 2) for load in os.getloadavg()],
     }
-    print(json.dumps({"benchmark": benchmark, **figures, "machine": machine}), flush=True)
+    print(json.dumps({"benchmark": benchmark, **figures, "machine": machine}, allow_nan=False), flush=True)
 
 
 def print_table(title: str, rows: Mapping[str, Mapping[str, Summary]], columns: Sequence[str]) -> None:
     """Write medians with their quartiles to stderr, for people."""
     print(f"\n{title}", file=sys.stderr)
-    print(f"  {'':<24}" + "".join(f"{column:>30}" for column in columns), file=sys.stderr)
+    print(f"  {'':<36}" + "".join(f"{column:>34}" for column in columns), file=sys.stderr)
     for name, row in rows.items():
-        cells = (_cell(row.get(column)) for column in columns)
-        print(f"  {name:<24}" + "".join(f"{cell:>30}" for cell in cells), file=sys.stderr)
+        cells = [_cell(row.get(column)) for column in columns]
+        if any(cells):
+            print(f"  {name:<36}" + "".join(f"{cell:>34}" for cell in cells), file=sys.stderr)
 
 
 def _cell(value: Summary | None) -> str:
-    return "" if value is None else f"{value['median']:,.2f} [{value['q1']:,.2f} .. {value['q3']:,.2f}]"
+    if value is None:
+        return ""
+    digits = 0 if abs(value["median"]) >= 1_000 else 2
+    median, low, high = (f"{value[name]:,.{digits}f}" for name in ("median", "q1", "q3"))
+    return f"{median} [{low} .. {high}]"
