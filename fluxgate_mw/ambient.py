@@ -10,13 +10,12 @@ in another context than the one that it began in.
 
 from __future__ import annotations
 
-import functools
+import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Final, Protocol
-from uuid import UUID
 
 import msgspec
 
@@ -24,6 +23,7 @@ from fluxgate_mw import diagnostics
 from fluxgate_mw.event import User, new_event_id, usd
 from fluxgate_mw.semconv import FeatureSource, UserSource
 from fluxgate_mw.types import Carrier
+from fluxgate_mw.users import as_user
 
 __all__ = [
     "Ambient",
@@ -31,12 +31,12 @@ __all__ = [
     "Decoration",
     "RequestContext",
     "RequestSources",
-    "as_user",
     "current",
+    "end_request",
     "enter",
     "get",
     "identify",
-    "leave",
+    "learn_user",
 ]
 
 _EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -54,9 +54,19 @@ class RequestSources(Protocol):
     """How a kind of request names its user, its feature and its route. Never raises."""
 
     recorder: Any
+    awaited: bool
+    """`learn` may know more than `user`: an `async` call should await it first."""
+
+    def admits(self, source: UserSource, /) -> bool:
+        """Return whether users of that source count here."""
+        ...
 
     def user(self, carrier: Carrier, /) -> tuple[User | None, UserSource]:
         """Return the signed-in user, or None while not known."""
+        ...
+
+    async def learn(self, carrier: Carrier, /) -> None:
+        """Let the framework find out who is signed in, where only `await` can."""
         ...
 
     def decoration(self, carrier: Carrier, /) -> Decoration | None:
@@ -71,73 +81,88 @@ class RequestSources(Protocol):
         """Return method and route template (`GET /items/{id}`), or None while nothing has matched."""
         ...
 
+    def request_id(self, carrier: Carrier, /) -> str | None:
+        """Return the id that a trusted proxy gave the request, or None."""
+        ...
 
-class RequestContext:
+
+class RequestContext(msgspec.Struct, eq=False, weakref=True):
     """What the tasks and threads of one request share. Compared by identity.
 
-    Concurrency: any thread; each attribute is written whole.
+    `carrier` is the scope or environ while the request is served and whatever of it still runs needs it; None once
+    all that a late call may ask is known.
+
+    Concurrency: any thread; each attribute is written whole, and `add` is whole under the interpreter's lock.
     """
 
-    __slots__ = (
-        "_request_id",
-        "_route",
-        "_user",
-        "calls",
-        "carrier",
-        "cost_nanos",
-        "frozen",
-        "latency_ms",
-        "sources",
-        "user_source",
-    )
-
-    def __init__(self, carrier: Carrier, sources: RequestSources) -> None:
-        self.carrier = carrier
-        self.sources = sources
-        self.frozen = False
-        self.user_source: UserSource = "none"
-        self.calls = 0
-        self.cost_nanos = 0
-        self.latency_ms = 0.0
-        self._user: User | None = None
-        self._route: str | None = None
-        self._request_id: str | None = None
+    carrier: Carrier | None
+    sources: RequestSources
+    frozen: bool = False
+    calls: int = 0
+    cost_nanos: int = 0
+    latency_ms: float = 0.0
+    user_source: UserSource = "none"
+    known_user: User | None = None
+    known_route: str | None = None
+    known_decoration: Decoration | None = None
+    known_feature: str | None = None
+    request_ids: list[str] = []
+    """The first one holds: threads that ask at once agree."""
 
     @property
     def request_id(self) -> str:
-        """The id that joins the calls of this request."""
-        if self._request_id is None:
-            self._request_id = new_event_id()
-        return self._request_id
+        """The id that joins the calls of this request: a trusted proxy's, else made."""
+        if not self.request_ids:
+            given = None if self.carrier is None else self.sources.request_id(self.carrier)
+            self.request_ids.append(given or new_event_id())
+        return self.request_ids[0]
 
     def identify(self, user: User) -> None:
         """Say who is served, for every call of this request from now on."""
-        self._user, self.user_source = user, "identify"
+        if self.sources.admits("identify"):
+            self.known_user, self.user_source = user, "identify"
 
     def user(self) -> tuple[User | None, UserSource]:
         """Return who is served and how that is known; asks the sources again until they know."""
-        if self._user is None:
+        if self.known_user is None and self.carrier is not None:
             user, source = self.sources.user(self.carrier)
-            if user is not None and self._user is None:
-                self._user, self.user_source = user, source
-        return self._user, self.user_source
+            if user is not None and self.known_user is None:
+                self.known_user, self.user_source = user, source
+        return self.known_user, self.user_source
 
     def route(self) -> str | None:
         """Return method and route template; asks the sources again until they know."""
-        if self._route is None:
-            self._route = self.sources.route(self.carrier)
-        return self._route
+        if self.known_route is None and self.carrier is not None:
+            self.known_route = self.sources.route(self.carrier)
+        return self.known_route
+
+    def decoration(self) -> Decoration | None:
+        """Return what `@feature` put on the endpoint that serves the request."""
+        if self.known_decoration is None and self.carrier is not None:
+            self.known_decoration = self.sources.decoration(self.carrier)
+        return self.known_decoration
+
+    def feature(self) -> str | None:
+        """Return what the application's resolver calls the feature; asks again until it knows."""
+        if self.known_feature is None and self.carrier is not None:
+            self.known_feature = self.sources.feature(self.carrier)
+        return self.known_feature
 
     def add(self, cost_nanos: int | None, latency_ms: float) -> None:
         """Count one finished call."""
+        cost_nanos = cost_nanos or 0
         self.calls += 1
-        self.cost_nanos += cost_nanos or 0
+        self.cost_nanos += cost_nanos
         self.latency_ms += latency_ms
 
-    def freeze(self, carrier: Carrier) -> None:
-        """End the request: keep of it only `carrier`, what a late call of a detached task may still be asked."""
-        self.frozen = True
-        self.carrier = carrier
+    def settle(self) -> None:
+        """Find out now what a late call of a detached task may ask, and let go of scope or environ."""
+        self.user()
+        self.feature()
+        self.decoration()
+        self.route()
+        _ = self.request_id
+        self.carrier = None
 
 
 class Ambient(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -174,10 +199,9 @@ class Ambient(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         request = self.request
         if self.feature is not None or request is None:
             return self
-        sources, carrier = request.sources, request.carrier
-        if (decoration := sources.decoration(carrier)) is not None:
+        if (decoration := request.decoration()) is not None:
             return decoration.under(self)
-        if (name := sources.feature(carrier)) is not None:
+        if (name := request.feature()) is not None:
             return msgspec.structs.replace(self, feature=name, feature_source="resolver")
         if (route := request.route()) is not None:
             return msgspec.structs.replace(self, feature=route, feature_source="route")
@@ -187,17 +211,47 @@ class Ambient(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 NOTHING: Final = Ambient()
 _ambient: ContextVar[Ambient] = ContextVar("fluxgate_ambient", default=NOTHING)
 get = _ambient.get
+enter = _ambient.set
+"""Make a frame the one on top in this context. The token is never used: a coroutine may end in another context."""
 
 
-def enter(ambient: Ambient) -> None:
-    """Make `ambient` the frame on top in this context."""
-    _ambient.set(ambient)
+def end_request(request: RequestContext, ambient: Ambient) -> None:
+    """End a request whose frame was taken off this context.
+
+    What may still ask is a task, a thread or an open call that holds the frame: then what it may ask is found out
+    now. Where nothing holds it, the request goes with its last reference, and nothing is asked for nothing.
+    """
+    request.frozen = True
+    if _references(ambient) > _UNSHARED:
+        request.settle()
 
 
-def leave(ambient: Ambient, restored: Ambient) -> None:
-    """Put `restored` on top if `ambient` is what is on top here; elsewhere it is not ours to change."""
-    if _ambient.get() is ambient:
-        _ambient.set(restored)
+def _references(ambient: Ambient) -> int:
+    return sys.getrefcount(ambient)
+
+
+def _unshared() -> int:
+    ambient = Ambient()
+    return _seen_from_callee(ambient)
+
+
+def _seen_from_callee(ambient: Ambient) -> int:
+    return _references(ambient)
+
+
+_UNSHARED: Final = _unshared()
+"""References to a frame that only its middleware still has: counted as `end_request` counts them."""
+
+
+async def learn_user() -> None:
+    """Let the request's framework find out who is signed in where only `await` can: before an `async` call.
+
+    Guarantees: never raises but for cancellation; returns at once where nobody needs to be asked.
+    """
+    request = _ambient.get().request
+    if request is None or not request.sources.awaited or request.known_user is not None or request.carrier is None:
+        return
+    await request.sources.learn(request.carrier)
 
 
 class Current(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,47 +316,3 @@ def identify(user: object) -> None:
         request.identify(known)
     elif user is not None:
         diagnostics.note("identify_no_user", f"identify() was given a {type(user).__name__} without a usable id")
-
-
-def as_user(value: object) -> User | None:
-    """Return the user that `value` describes, or None where it describes none. Never raises.
-
-    Args:
-        value: As in `identify`. Numbers and UUIDs count as ids.
-    """
-    if isinstance(value, User):
-        return value if value.id else None
-    if isinstance(value, str | int | UUID) and not isinstance(value, bool):
-        return User(str(value)) if str(value) else None
-    read = value.get if isinstance(value, Mapping) else functools.partial(_attribute, value)
-    key = read("id")
-    if key is None or isinstance(key, bool) or str(key) == "":
-        return None
-    return User(
-        str(key),
-        email=_text(read("email")),
-        name=_text(read("name")),
-        image=_text(read("image")),
-        monthly_revenue=_amount(read("monthly_revenue")),
-    )
-
-
-def _attribute(value: object, name: str) -> object:
-    try:
-        return getattr(value, name, None)
-    except Exception as error:  # noqa: BLE001  (an ORM's attribute may raise anything)
-        diagnostics.note("user_attribute", f"reading .{name} of a {type(value).__name__} raised {type(error).__name__}")
-        return None
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _amount(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return None

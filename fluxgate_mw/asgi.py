@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from fluxgate_mw.ambient import Ambient, RequestContext, enter, get, leave
-from fluxgate_mw.resolvers import ASGISources
-from fluxgate_mw.timing import server_timing
-from fluxgate_mw.types import ASGIApp, FeatureResolver, HasRecorder, Message, Receive, Scope, Send, UserResolver
+from collections.abc import Sequence
+
+from fluxgate_mw.ambient import Ambient, RequestContext, end_request, enter, get
+from fluxgate_mw.pins import SCOPE_KEY, pin
+from fluxgate_mw.recorder import guarded
+from fluxgate_mw.resolvers import USER_SOURCES, ASGISources
+from fluxgate_mw.semconv import UserSource
+from fluxgate_mw.timing import with_cost
+from fluxgate_mw.trust import TrustedProxies
+from fluxgate_mw.types import ASGIApp, FeatureResolver, HasRecorder, Receive, Scope, Send, UserResolver
 
 __all__ = ["FluxGateMiddleware"]
-
-SCOPE_KEY = "fluxgate"
 
 
 class FluxGateMiddleware:
     """Attribute every call that the application's handlers make to the signed-in user and the matched route.
 
     Serves FastAPI, Starlette, Litestar, Quart and any other ASGI application, for `http` and `websocket` scopes.
-    Added more than once, the innermost says which `scope` is read: add it again below a middleware that copies it.
+    Added more than once, the outermost counts and the innermost says which `scope` is read.
 
     Args:
         app: The application.
         fluxgate: Where the request's events go; None = the process's default at the time of the call.
         resolve_user: Asked for the user before the framework is; None = the framework alone.
         resolve_feature: Beats the route template, loses to `feature()` and `context()`.
-        cost_header: Send `Server-Timing: llm;desc="3 calls $0.0042";dur=940` with the response, for the calls that
-            ended before it began.
+        cost_header: Tell the client what its calls cost: `Server-Timing: llm;desc="3 calls $0.0042";dur=940` for the
+            calls that ended before the response began, and a last comment line on server-sent events.
+        user_sources: Which of `resolvers.USER_SOURCES` count.
+        trusted: What proxies in front may say; None = nothing.
 
-    Guarantees: changes neither request nor response (but for `cost_header`) and raises nothing of its own.
+    Guarantees: changes neither request nor response (but for `cost_header`) and raises nothing of its own. Under
+    Starlette and FastAPI, one step inside the router and one around the handler of `Exception` keep the request known
+    where a middleware copies the scope and where Starlette answers outside of its middleware.
 
     Example:
         >>> async def app(scope, receive, send): ...
@@ -40,41 +48,60 @@ class FluxGateMiddleware:
         resolve_user: UserResolver | None = None,
         resolve_feature: FeatureResolver | None = None,
         cost_header: bool = False,  # noqa: FBT001, FBT002  (the contract's signature)
+        *,
+        user_sources: Sequence[UserSource] = USER_SOURCES,
+        trusted: TrustedProxies | None = None,
     ) -> None:
         self.app = app
-        self._sources = ASGISources(None if fluxgate is None else fluxgate.recorder, resolve_user, resolve_feature)
+        self._sources = ASGISources(
+            None if fluxgate is None else fluxgate.recorder, resolve_user, resolve_feature, user_sources, trusted
+        )
         self._cost_header = cost_header
+        self._pinned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection inside a request context of its own."""
-        if scope["type"] not in ("http", "websocket"):
+        kind = scope["type"]
+        if not self._pinned:
+            self._pinned = True
+            guarded("asgi", pin, self.app, scope)
+        if kind != "http" and kind != "websocket":  # noqa: PLR1714  (half the time of a tuple)
             await self.app(scope, receive, send)
             return
         covered = get()
-        known = scope.get(SCOPE_KEY)
-        if isinstance(known, RequestContext) and known is covered.request and not known.frozen:
-            known.carrier = scope
+        if SCOPE_KEY in scope and _again(scope, covered):
             await self.app(scope, receive, send)
             return
-        request = RequestContext(scope, self._sources)
-        scope[SCOPE_KEY] = request
-        if self._cost_header and scope["type"] == "http":
-            send = _with_cost(request, send)
+        request = scope[SCOPE_KEY] = RequestContext(scope, self._sources)
+        if self._cost_header and kind == "http":
+            send = with_cost(request, send)
         ambient = Ambient(request=request)
         enter(ambient)
         try:
             await self.app(scope, receive, send)
+        except Exception:
+            request.settle()  # kept on the scope for the application's handler of `Exception`, which is further out
+            raise
         finally:
-            leave(ambient, covered)
-            scope.pop(SCOPE_KEY, None)
-            request.freeze(dict(request.carrier))
+            if get().request is request:
+                enter(covered)
+            if request.carrier is not None:
+                _unlink(request, scope)
+            end_request(request, ambient)
 
 
-def _with_cost(request: RequestContext, send: Send) -> Send:
-    async def send_wrapper(message: Message) -> None:
-        if message["type"] == "http.response.start" and request.calls:
-            headers = [*message.get("headers", ()), (b"server-timing", server_timing(request).encode())]
-            message = {**message, "headers": headers}
-        await send(message)
+def _again(scope: Scope, covered: Ambient) -> bool:
+    """Return whether this very request came through already; then `scope` is the one that is read from now on."""
+    known = scope[SCOPE_KEY]
+    if not isinstance(known, RequestContext) or known is not covered.request or known.frozen:
+        return False
+    known.carrier = scope
+    return True
 
-    return send_wrapper
+
+def _unlink(request: RequestContext, scope: Scope) -> None:
+    """Undo the cycle of scope and request, so that neither waits for the garbage collector."""
+    scope.pop(SCOPE_KEY, None)
+    carrier = request.carrier
+    if carrier is not scope and carrier is not None:
+        carrier.pop(SCOPE_KEY, None)

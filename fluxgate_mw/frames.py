@@ -16,7 +16,8 @@ from typing import Any, Final, Literal, TypeVar, cast
 import msgspec
 
 from fluxgate_mw import diagnostics
-from fluxgate_mw.ambient import NOTHING, Ambient, as_user, enter, get
+from fluxgate_mw.ambient import NOTHING, Ambient, enter, get
+from fluxgate_mw.users import as_user
 
 __all__ = ["DECORATION", "Frame", "context", "feature", "set_fields"]
 

@@ -229,9 +229,9 @@ class Call:
     def _event(self, outcome: Outcome, price: pricing.Price, latency_ms: float) -> UsageEvent:
         ambient = self.ambient.resolved()
         user, user_source = ambient.resolve_user()
-        if user is None and self.user_parameter:
-            user, user_source = User(self.user_parameter), "parameter"
         request = ambient.request
+        if user is None and self.user_parameter and (request is None or request.sources.admits("parameter")):
+            user, user_source = User(self.user_parameter), "parameter"
         route = None if request is None else request.route()
         settings = self.recorder.settings
         first_chunk_at = self.first_chunk_at

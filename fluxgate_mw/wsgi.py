@@ -6,14 +6,15 @@ so nothing stays set between steps, and what a step left on the context is put b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
 
-from fluxgate_mw.ambient import Ambient, RequestContext, enter, get
+from fluxgate_mw.ambient import NOTHING, Ambient, RequestContext, end_request, enter, get
 from fluxgate_mw.recorder import guarded
-from fluxgate_mw.resolvers import WSGISources
-from fluxgate_mw.timing import server_timing
+from fluxgate_mw.resolvers import USER_SOURCES, WSGISources
+from fluxgate_mw.semconv import UserSource
+from fluxgate_mw.timing import closing_comment, is_event_stream, server_timing
+from fluxgate_mw.trust import TrustedProxies
 from fluxgate_mw.types import Environ, FeatureResolver, HasRecorder, StartResponse, UserResolver, WSGIApp
 
 __all__ = ["FluxGateWSGIMiddleware"]
@@ -34,8 +35,10 @@ class FluxGateWSGIMiddleware:
         fluxgate: Where the request's events go; None = the process's default at the time of the call.
         resolve_user: Asked for the user before the framework is; None = the framework alone.
         resolve_feature: Beats the route template, loses to `feature()` and `context()`.
-        cost_header: Send `Server-Timing: llm;desc="3 calls $0.0042";dur=940` with the response, for the calls that
-            ended before it began.
+        cost_header: Tell the client what its calls cost: `Server-Timing: llm;desc="3 calls $0.0042";dur=940` for the
+            calls that ended before the response began, and a last comment line on server-sent events.
+        user_sources: Which of `resolvers.USER_SOURCES` count.
+        trusted: What proxies in front may say; None = nothing.
 
     Guarantees: changes neither request nor response (but for `cost_header`) and raises nothing of its own.
     """
@@ -47,93 +50,142 @@ class FluxGateWSGIMiddleware:
         resolve_user: UserResolver | None = None,
         resolve_feature: FeatureResolver | None = None,
         cost_header: bool = False,  # noqa: FBT001, FBT002  (the contract's signature)
+        *,
+        user_sources: Sequence[UserSource] = USER_SOURCES,
+        trusted: TrustedProxies | None = None,
     ) -> None:
         self.app = app
-        self._sources = WSGISources(None if fluxgate is None else fluxgate.recorder, resolve_user, resolve_feature)
+        self._sources = WSGISources(
+            None if fluxgate is None else fluxgate.recorder, resolve_user, resolve_feature, user_sources, trusted
+        )
         self._cost_header = cost_header
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request inside a request context of its own."""
-        known = environ.get(ENVIRON_KEY)
         covered = get()
-        if isinstance(known, RequestContext) and known is covered.request and not known.frozen:
+        if ENVIRON_KEY in environ and environ[ENVIRON_KEY] is covered.request and not covered.request.frozen:
             return self.app(environ, start_response)
-        request = RequestContext(environ, self._sources)
-        environ[ENVIRON_KEY] = request
-        inside = Ambient(request=request)
-        enter(inside)
+        request = environ[ENVIRON_KEY] = RequestContext(environ, self._sources)
+        costs = _Costs(request) if self._cost_header else None
+        started = _started(environ, start_response, self._sources, costs)
+        ambient = Ambient(request=request)
+        enter(ambient)
         try:
-            body = self.app(environ, self._started(request, start_response))
+            body = self.app(environ, started)
         except BaseException:
-            _end(request, self._sources)
-            raise
-        finally:
-            inside = get()
             enter(covered)
-        if isinstance(body, list | tuple) or _is_file_wrapper(body, environ):
-            _end(request, self._sources)
+            _unlink(request)
+            end_request(request, ambient)
+            raise
+        inside = get()
+        enter(covered)
+        if type(body) is list or type(body) is tuple or _is_file_wrapper(body, environ):
+            del inside
+            _unlink(request)
+            end_request(request, ambient)
             return body
-        return _Body(body, request, self._sources, inside)
+        return _Body(body, request, ambient, inside, costs)
 
-    def _started(self, request: RequestContext, start_response: StartResponse) -> StartResponse:
-        """Return `start_response` that keeps what of the framework's context will be gone when the body runs."""
-        sources, cost_header = self._sources, self._cost_header
 
-        def started(
-            status: str,
-            headers: list[tuple[str, str]],
-            exc_info: ExcInfo | None = None,
-            /,
-        ) -> Callable[[bytes], object]:
-            guarded("wsgi", sources.keep, request.carrier)
-            if cost_header and request.calls:
-                headers = [*headers, ("Server-Timing", server_timing(request))]
-            return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)
+def _started(
+    environ: Environ, start_response: StartResponse, sources: WSGISources, costs: _Costs | None
+) -> StartResponse:
+    """Return `start_response` that keeps what of the framework's context will be gone when the body runs."""
 
-        return started
+    def started(
+        status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
+    ) -> Callable[[bytes], object]:
+        if "werkzeug.request" in environ:
+            guarded("wsgi", sources.keep, environ)
+        if costs is not None:
+            headers = costs.on_headers(headers)
+        return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)
+
+    return started
+
+
+class _Costs:
+    """What is added to a response so that its reader knows what its calls cost."""
+
+    __slots__ = ("_event_stream", "_request", "_tail")
+
+    def __init__(self, request: RequestContext) -> None:
+        self._request = request
+        self._event_stream = False
+        self._tail = b"\n"
+
+    def on_headers(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the headers with the cost of the calls that have ended by now."""
+        named = [(name.encode("latin-1", "replace"), value.encode("latin-1", "replace")) for name, value in headers]
+        self._event_stream = is_event_stream(named)
+        return [*headers, ("Server-Timing", server_timing(self._request))] if self._request.calls else headers
+
+    def on_chunk(self, chunk: bytes) -> None:
+        """Note how the stream ends so far."""
+        self._tail = chunk[-1:] or self._tail
+
+    def closing(self) -> bytes | None:
+        """Return the last chunk of an event stream, once; None where there is nothing to say or no line to say it."""
+        said = self._event_stream and self._tail == b"\n" and self._request.calls > 0
+        self._event_stream = False
+        return closing_comment(self._request) if said else None
 
 
 class _Body:
     """A response body whose steps and close run inside the request's context."""
 
-    __slots__ = ("_body", "_inside", "_iterator", "_request", "_sources")
+    __slots__ = ("_ambient", "_body", "_costs", "_inside", "_iterator", "_request")
 
-    def __init__(self, body: Iterable[bytes], request: RequestContext, sources: WSGISources, inside: Ambient) -> None:
+    def __init__(
+        self,
+        body: Iterable[bytes],
+        request: RequestContext,
+        ambient: Ambient,
+        inside: Ambient,
+        costs: _Costs | None,
+    ) -> None:
         self._body = body
         self._iterator: Iterator[bytes] | None = None
         self._request = request
-        self._sources = sources
+        self._ambient = ambient
         self._inside = inside
+        self._costs = costs
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        chunk: bytes = self._step(self._next)
+        covered = get()
+        enter(self._inside)
+        try:
+            if self._iterator is None:
+                self._iterator = iter(self._body)
+            chunk = next(self._iterator)
+        except StopIteration:
+            last = None if self._costs is None else self._costs.closing()
+            if last is None:
+                raise
+            return last
+        finally:
+            self._inside = get()
+            enter(covered)
+        if self._costs is not None:
+            self._costs.on_chunk(chunk)
         return chunk
 
     def close(self) -> None:
         """Close the application's body inside the request's context, then end the request."""
         close = getattr(self._body, "close", None)
-        try:
-            if close is not None:
-                self._step(close)
-        finally:
-            _end(self._request, self._sources)
-
-    def _next(self) -> bytes:
-        if self._iterator is None:
-            self._iterator = iter(self._body)
-        return next(self._iterator)
-
-    def _step(self, step: Callable[[], Any]) -> Any:
         covered = get()
         enter(self._inside)
         try:
-            return step()
+            if close is not None:
+                close()
         finally:
-            self._inside = get()
             enter(covered)
+            ambient, self._ambient, self._inside = self._ambient, NOTHING, NOTHING
+            _unlink(self._request)
+            end_request(self._request, ambient)
 
 
 def _is_file_wrapper(body: Iterable[bytes], environ: Environ) -> bool:
@@ -141,8 +193,7 @@ def _is_file_wrapper(body: Iterable[bytes], environ: Environ) -> bool:
     return isinstance(wrapper, type) and isinstance(body, wrapper)
 
 
-def _end(request: RequestContext, sources: WSGISources) -> None:
-    environ = request.carrier
-    if environ.get(ENVIRON_KEY) is request:
-        del environ[ENVIRON_KEY]
-    request.freeze(sources.at_end(environ))
+def _unlink(request: RequestContext) -> None:
+    """Undo the cycle of environ and request, so that neither waits for the garbage collector."""
+    if request.carrier is not None:
+        request.carrier.pop(ENVIRON_KEY, None)
