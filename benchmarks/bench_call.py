@@ -18,6 +18,7 @@ import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import copy_context
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -83,7 +84,7 @@ def ours(fg: FluxGate) -> Iterator[None]:
 @contextmanager
 def theirs(peer: Switch[Tracker]) -> Iterator[None]:
     """Track every call as the peer does."""
-    with peer.on():
+    with peer.on(), peer.started.request():
         yield
     peer.started.flush()
 
@@ -111,9 +112,9 @@ def _runs(runner: asyncio.Runner) -> dict[str, Run]:
 
     return {
         "plain": call,
-        "plain_async": lambda count: runner.run(acall(count)),
+        "plain_async": lambda count: runner.run(acall(count), context=copy_context()),
         "stream": stream,
-        "stream_async": lambda count: runner.run(astream(count)),
+        "stream_async": lambda count: runner.run(astream(count), context=copy_context()),
     }
 
 
@@ -127,7 +128,7 @@ def _times(
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for kind, run in runs.items():
-        count = calls if kind.startswith("plain") else max(1, calls // 20)
+        count = calls if kind.startswith("plain") else max(1, calls // 25)
         taking_turns = {
             name: partial(_timed, contender, run, count, arguments.clock) for name, contender in contenders.items()
         }
@@ -206,7 +207,7 @@ def _imports(folder: str, peer_name: str | None, rounds: int) -> dict[str, Any]:
 
 
 def _figures(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
-    peer_name, calls = arguments.only, 20 if arguments.quick else 200
+    peer_name, calls = arguments.only, 20 if arguments.quick else 50
     with FluxGate(instrument=False, data_dir=folder) as fg, asyncio.Runner() as runner:
         runs = _runs(runner)
         contenders: dict[str, Contender] = {"bare": bare, "ours": partial(ours, fg)}
@@ -241,7 +242,7 @@ def _tables(figures: dict[str, Any], peers: dict[str, Any]) -> None:
 
 
 def _arguments(peers: Mapping[str, Peer]) -> argparse.Namespace:
-    parser = options("What tracking adds to a call of the OpenAI client.", rounds=21)
+    parser = options("What tracking adds to a call of the OpenAI client.", rounds=41)
     add_options(parser, peers)
     arguments: argparse.Namespace = parser.parse_args()
     if arguments.quick:

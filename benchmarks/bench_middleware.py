@@ -197,7 +197,7 @@ def _samples(
 
 
 def _figures(peer: Middlewares, arguments: argparse.Namespace) -> dict[str, Any]:
-    count = 5_000 if arguments.quick else 20_000
+    count = 2_000 if arguments.quick else 5_000
     with asyncio.Runner() as runner:
         measured = _samples(peer, runner, arguments, count)
     figures: dict[str, Any] = {"rounds": arguments.rounds, "clock": arguments.clock, "requests_a_round": count}

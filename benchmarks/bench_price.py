@@ -3,7 +3,8 @@
     python benchmarks/bench_price.py [--quick] [--rounds N]
 
 Times are microseconds a price, over four models of three providers; each round times both, so that what else the
-machine does meets both. Memory is what the import and the first price of each keep in a fresh process.
+machine does meets both. Memory is what the import and the first price of each add to the resident size of a fresh
+process (Linux).
 """
 
 from __future__ import annotations
@@ -30,17 +31,20 @@ OURS = TokenUsage(input_tokens=1200, output_tokens=150, cache_read_input_tokens=
 THEIRS = genai_prices.Usage(input_tokens=1200, output_tokens=150, cache_read_tokens=400)
 
 MEMORY = """
-import sys, tracemalloc
+import os, sys
 from datetime import datetime, UTC
 from fluxgate_mw.event import TokenUsage
-tracemalloc.start()
+def resident_bytes():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+before = resident_bytes()
 if sys.argv[1] == "ours":
     from fluxgate_mw.pricing import price
     price("openai", "gpt-4o-mini", TokenUsage(input_tokens=1), at=datetime.now(UTC))
 else:
     import genai_prices
     genai_prices.calc_price(genai_prices.Usage(input_tokens=1), "gpt-4o-mini", provider_id="openai")
-print(tracemalloc.get_traced_memory()[0] // 1024)
+print((resident_bytes() - before) // 1024)
 """
 
 

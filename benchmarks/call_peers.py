@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -16,10 +18,17 @@ __all__ = ["PEERS", "Count", "Tracker", "discarding_processor"]
 
 
 class Tracker(NamedTuple):
-    """A tracker at work: wait until all it recorded is exported, and tell how many exports there were."""
+    """A tracker at work.
+
+    Args:
+        flush: Waits until all it recorded is exported.
+        exported: How many exports there were.
+        request: What its middleware puts around a request, where a call outside of any would be something else.
+    """
 
     flush: Callable[[], object]
     exported: Callable[[], int]
+    request: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 class Count:
@@ -68,7 +77,8 @@ def _sentry() -> Tracker:
     methods = {"capture_envelope": lambda _self, _envelope: count.add(1)}
     discarding = type("Discarding", (transport,), methods)
     sentry_sdk.init(dsn="http://key@127.0.0.1/1", traces_sample_rate=1.0, transport=discarding)
-    return Tracker(sentry_sdk.flush, lambda: count.exported)
+    transaction = partial(sentry_sdk.start_transaction, op="http.server", name="POST /summarize/{doc_id}")
+    return Tracker(sentry_sdk.flush, lambda: count.exported, transaction)
 
 
 def _langfuse() -> Tracker:
@@ -108,7 +118,7 @@ PEERS = {
         _opentelemetry("opentelemetry.instrumentation.genai.openai"),
     ),
     "opentelemetry-openai-v2": Peer(
-        ("opentelemetry-instrumentation-openai-v2", "opentelemetry-sdk"),
+        ("opentelemetry-instrumentation-openai-v2", "opentelemetry-sdk", "httpx"),
         _opentelemetry("opentelemetry.instrumentation.openai_v2"),
     ),
     "openllmetry": Peer(
