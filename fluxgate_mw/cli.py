@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     _serve_parser(commands, common)
     flush_parser = commands.add_parser("flush", parents=[common], help="move events from the buffers to the store")
     flush_parser.add_argument("--once", action="store_true", help="end when stream, pending list and spool are empty")
+    flush_parser.add_argument("--host", default=LOOPBACK, help="address of the probes; default %(default)s")
+    flush_parser.add_argument("--port", type=int, help="serve /healthz, /readyz and /metrics there; 0 takes a free one")
     flush_parser.set_defaults(run=_flush)
     doctor = commands.add_parser("doctor", parents=[common], help="check every configured part")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -134,7 +136,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _flush(arguments: argparse.Namespace) -> int:
-    anyio.run(partial(flush, once=arguments.once, say=_say), _settings(arguments))
+    run = partial(flush, once=arguments.once, say=_say, host=arguments.host, port=arguments.port)
+    anyio.run(run, _settings(arguments))
     return 0
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
@@ -28,7 +28,7 @@ from fluxgate_mw.errors import BackendRejected, BackendUnavailable, ClosedError
 from fluxgate_mw.event import UsageEvent
 from fluxgate_mw.types import Buffer, Entry, Store
 
-__all__ = ["Flusher", "FlusherStatistics"]
+__all__ = ["Flusher", "FlusherStatistics", "emitted_at"]
 
 READ_WAIT_S: Final = 0.5
 FIRST_DELAY_S: Final = 0.05
@@ -263,7 +263,7 @@ class Flusher:
     async def _handle(self, buffer: Buffer, entries: Sequence[Entry]) -> None:
         items, letters = await self._decoded(entries)
         if items:
-            self._in_hand[id(buffer)] = _aware(items[0].event.occurred_at)
+            self._in_hand[id(buffer)] = emitted_at(items[0].event)
         try:
             letters += await self._stored(items)
         finally:
@@ -374,5 +374,10 @@ def _delays() -> Iterator[float]:
         delay = min(delay * 2, LONGEST_DELAY_S)
 
 
-def _aware(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+def emitted_at(event: UsageEvent) -> datetime:
+    """Return when the event was emitted, aware UTC: at the end of its call, as far as its own times are right."""
+    began = event.occurred_at.replace(tzinfo=UTC) if event.occurred_at.tzinfo is None else event.occurred_at
+    try:
+        return began + timedelta(milliseconds=event.latency_ms or 0.0)
+    except (OverflowError, ValueError):
+        return began

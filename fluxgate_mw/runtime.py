@@ -23,6 +23,7 @@ from fluxgate_mw.errors import BackendError
 from fluxgate_mw.event import UsageEvent, decode_event
 from fluxgate_mw.extras import load
 from fluxgate_mw.flusher import Flusher, FlusherStatistics
+from fluxgate_mw.health import Health
 from fluxgate_mw.recorder import Recorder, guarded, set_default, set_default_factory
 from fluxgate_mw.settings import Settings, mask_url
 from fluxgate_mw.stores import open_store
@@ -177,7 +178,7 @@ class FluxGate:
             options.setdefault("allowed_hosts", ("*",))
         else:
             options.setdefault("token", self.settings.dashboard_token)
-        page: ASGIApp = make(self.store, trust=self._figures, **options)
+        page: ASGIApp = make(self.store, trust=self._health().trust, **options)
         self._flusher_wanted = self.settings.flusher != "none"
         return page
 
@@ -199,14 +200,13 @@ class FluxGate:
     ) -> None:
         await self.astop()
 
-    def _figures(self) -> Mapping[str, object]:
-        statistics = self.statistics()
-        return {
-            "queued": statistics.queued,
-            "spooled": statistics.spooled,
-            "dropped": sum(statistics.dropped.values()),
-            "lag_s": None if statistics.flusher is None else statistics.flusher.lag_s,
-        }
+    def _health(self) -> Health:
+        return Health(
+            store=self.store,
+            buffers=partial(make_buffers, self.settings),
+            flusher=self._flusher.statistics,
+            emitter=self._emitter.statistics,
+        )
 
     def _timeout(self, timeout_s: float | None) -> float:
         return self.settings.shutdown_timeout_s if timeout_s is None else timeout_s

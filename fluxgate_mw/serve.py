@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -12,6 +13,8 @@ import anyio.abc
 from fluxgate_mw.errors import BackendUnavailable, ConfigurationError
 from fluxgate_mw.extras import load
 from fluxgate_mw.flusher import Flusher
+from fluxgate_mw.health import Health
+from fluxgate_mw.probes import Probes
 from fluxgate_mw.runtime import make_buffers, opened_flusher
 from fluxgate_mw.settings import Settings
 from fluxgate_mw.stores import open_store
@@ -42,52 +45,89 @@ async def serve(settings: Settings, *, host: str, port: int, flusher: bool, say:
 
     Concurrency: the main thread's event loop; takes SIGINT and SIGTERM while it runs.
     """
-    if host != LOOPBACK and settings.dashboard_token is None:
-        raise ConfigurationError(
-            f"--host {host}: the dashboard shows names and e-mails, so any address but {LOOPBACK} "
-            "needs a secret in FLUXGATE_DASHBOARD_TOKEN"
-        )
-    bound_socket = load("fluxgate_mw.serving:bound_socket", extra="dashboard", needed_for="fluxgate serve")
+    _check_host(settings, host, "the dashboard shows names and e-mails")
     serving = load("fluxgate_mw.serving:serving", extra="dashboard", needed_for="fluxgate serve")
     make = load("fluxgate_mw.dashboard.app:make_dashboard", extra="dashboard", needed_for="fluxgate serve")
-    try:
-        listener = bound_socket(port, host)
-    except (OSError, OverflowError) as error:
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {error}; choose another --port") from error
+    listener = _listener(host, port, "fluxgate serve")
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
         store = await stack.enter_async_context(_opened(settings))
         worker = await stack.enter_async_context(_flushing(settings, store, say)) if flusher else None
-        token = settings.dashboard_token
-        page = make(store, public=token is None, token=token, trust=lambda: _figures(worker))
-        address = await stack.enter_async_context(serving(page, listener))
+        token, health = settings.dashboard_token, _health(settings, store, worker)
+        page = make(store, public=token is None, token=token, trust=health.trust)
+        address = await stack.enter_async_context(serving(Probes(page, health, token=token), listener))
         say(f"Dashboard  {address}")
         await _interrupted()
 
 
-async def flush(settings: Settings, *, once: bool, say: Say) -> None:
+async def flush(
+    settings: Settings,
+    *,
+    once: bool,
+    say: Say,
+    host: str = LOOPBACK,
+    port: int | None = None,
+) -> None:
     """Move events from the buffers to the store: until SIGINT or SIGTERM, or once.
 
     Args:
         settings: Of the whole process.
         once: End when stream, pending list and spool are empty, which may mean to wait for other consumers' entries.
         say: Called with each line for the person who started it.
+        host: Address for the probes; any but 127.0.0.1 needs the dashboard's token.
+        port: For `/healthz`, `/readyz` and `/metrics` meanwhile; 0 takes a free one, None serves none.
 
     Raises:
         BackendUnavailable: The store cannot be opened; with `once`, a buffer cannot be read.
+        ConfigurationError: The port is in use, or the address needs a token.
+        MissingExtraError: A port is given, and the extra `dashboard` is not installed.
     """
-    async with _opened(settings) as store:
-        if not once:
-            async with _flushing(settings, store, say):
-                await _interrupted()
-            return
-        async with opened_flusher(settings, store) as worker:
-            await _check_buffers(settings)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_stop_when_interrupted, worker)
-                await worker.run_once(wait=True)
-                tasks.cancel_scope.cancel()
-        say(_summary(worker))
+    if once:
+        await _flush_once(settings, say)
+        return
+    async with AsyncExitStack() as stack:
+        listener = None
+        if port is not None:
+            _check_host(settings, host, "figures of your traffic are not for everybody")
+            listener = _listener(host, port, "fluxgate flush --port")
+            stack.callback(listener.close)
+        store = await stack.enter_async_context(_opened(settings))
+        worker = await stack.enter_async_context(_flushing(settings, store, say))
+        if listener is not None:
+            serving = load("fluxgate_mw.serving:serving", extra="dashboard", needed_for="fluxgate flush --port")
+            probes = Probes(None, _health(settings, store, worker), token=settings.dashboard_token)
+            say(f"Health     {await stack.enter_async_context(serving(probes, listener))}/readyz")
+        await _interrupted()
+
+
+async def _flush_once(settings: Settings, say: Say) -> None:
+    async with _opened(settings) as store, opened_flusher(settings, store) as worker:
+        await _check_buffers(settings)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_stop_when_interrupted, worker)
+            await worker.run_once(wait=True)
+            tasks.cancel_scope.cancel()
+    say(_summary(worker))
+
+
+def _health(settings: Settings, store: Store, worker: Flusher | None) -> Health:
+    figures = (lambda: None) if worker is None else worker.statistics
+    return Health(store=store, buffers=lambda: make_buffers(settings), flusher=figures)
+
+
+def _check_host(settings: Settings, host: str, why: str) -> None:
+    if host != LOOPBACK and settings.dashboard_token is None:
+        raise ConfigurationError(
+            f"--host {host}: {why}, so any address but {LOOPBACK} needs a secret in FLUXGATE_DASHBOARD_TOKEN"
+        )
+
+
+def _listener(host: str, port: int, needed_for: str) -> Any:
+    bound_socket = load("fluxgate_mw.serving:bound_socket", extra="dashboard", needed_for=needed_for)
+    try:
+        return bound_socket(port, host)
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error}; choose another --port") from error
 
 
 @asynccontextmanager
@@ -137,13 +177,6 @@ async def _interrupted() -> None:
 async def _stop_when_interrupted(worker: Flusher) -> None:
     await _interrupted()
     worker.stop(_STOP_S)
-
-
-def _figures(worker: Flusher | None) -> Mapping[str, object]:
-    if worker is None:
-        return {}
-    statistics = worker.statistics()
-    return {"dead-lettered": statistics.dead_lettered, "lag, s": round(statistics.lag_s, 1)}
 
 
 def _summary(worker: Flusher) -> str:

@@ -180,6 +180,14 @@ class Buffer(Protocol):
         """
         ...
 
+    async def oldest(self) -> Entry | None:
+        """Return the first entry that is not acknowledged, given out or not, and leave it where it is; None = empty.
+
+        Raises:
+            BackendUnavailable: It cannot be had now.
+        """
+        ...
+
     async def backlog(self) -> Mapping[str, int]:
         """Return figures for people: `entries`, `pending`, `dead_letters`, `bytes` where known.
 

@@ -113,6 +113,12 @@ class MemoryBuffer:
     def _known(self, letter_ids: Collection[str] | None) -> list[str]:
         return [key for key in self._stream.dead if letter_ids is None or key in letter_ids]
 
+    async def oldest(self) -> Entry | None:
+        """See `Buffer`."""
+        given = (entry for entry, _ in self._stream.pending.values())
+        waiting = (Entry(entry_id, payload) for entry_id, payload in self._stream.waiting.items())
+        return next(itertools.chain(given, waiting), None)
+
     async def backlog(self) -> Mapping[str, int]:
         """See `Buffer`."""
         stream = self._stream

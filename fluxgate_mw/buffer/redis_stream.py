@@ -285,6 +285,12 @@ class RedisStream:
             doomed = [letter.letter_id async for letter in self._each_dead(letter_ids)]
             return int(await self._client.execute_command("XDEL", self._dead_key, *doomed)) if doomed else 0
 
+    async def oldest(self) -> Entry | None:
+        """See `Buffer`."""
+        async with self._translated():
+            found = await self._client.execute_command("XRANGE", self._key, "-", _LAST_ID, "COUNT", 1)
+        return next((_entry(entry_id, fields) for entry_id, fields in found), None)
+
     async def backlog(self) -> Mapping[str, int]:
         """See `Buffer`. Also `trimmed`: pending entries that somebody else deleted, as this reader met them."""
         async with self._translated():

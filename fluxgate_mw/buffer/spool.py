@@ -253,6 +253,10 @@ class Spool:
         """See `DeadLetters`."""
         return await self._in_thread(lambda: self._dead.remove_all(letter_ids))
 
+    async def oldest(self) -> Entry | None:
+        """See `Buffer`. Of every process's segments, those still being written among them."""
+        return await self._in_thread(lambda: self._reader.first_entry(sorted(name for name, _ in self._segments())))
+
     async def backlog(self) -> Mapping[str, int]:
         """See `Buffer`. Also `segments`, and `quarantined`: the files that hold damaged parts."""
         return await self._in_thread(self._backlog)

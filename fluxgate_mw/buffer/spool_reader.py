@@ -10,8 +10,9 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -189,17 +190,34 @@ class SpoolReader:
                 reading.given.pop(entry.entry_id, None)
                 self._forget_if_done(reading)
 
-    def count_entries(self, names: Iterable[str]) -> int:
-        """Return how many intact entries these segments hold and were not acknowledged here."""
+    def count_entries(self, sizes: Mapping[str, int]) -> int:
+        """Return how many intact entries the segments of these names and sizes hold and were not acknowledged here."""
         total = 0
-        for name in names:
+        for name, size in sizes.items():
             reading = self._readings.get(name.partition(".")[0])
             if reading is not None:
                 total += len(reading.given) + _count_frames(reading.data, reading.offset)
             else:
                 with contextlib.suppress(FileNotFoundError):
-                    total += _count_frames((self._folder / name).read_bytes(), _parse(name)[2])
+                    total += _frames_in(self._folder / name, size)
         return total
+
+    def first_entry(self, names: Iterable[str]) -> Entry | None:
+        """Return the first entry of these segments that was not acknowledged here, without giving it out."""
+        for name in names:
+            reading = self._readings.get(name.partition(".")[0])
+            if reading is not None and reading.given:
+                return next(entry for entry, _ in reading.given.values())
+            with contextlib.suppress(FileNotFoundError):
+                data, start = self._unread_part(name, reading)
+                if found := next_frame(data, start):
+                    return Entry(f"{name.partition('.')[0]}:{found[0]}", found[2])
+        return None
+
+    def _unread_part(self, name: str, reading: _Reading | None) -> tuple[bytes, int]:
+        if reading is not None:
+            return reading.data, reading.offset
+        return (self._folder / name).read_bytes(), _parse(name)[2]
 
     def count_quarantined(self) -> int:
         """Return how many files hold damaged parts."""
@@ -221,6 +239,11 @@ class SpoolReader:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+@lru_cache(maxsize=4096)
+def _frames_in(path: Path, size: int) -> int:  # noqa: ARG001  (what was counted at this size need not be read again)
+    return _count_frames(path.read_bytes(), _parse(path.name)[2])
 
 
 def _count_frames(data: bytes, start: int) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -41,6 +42,10 @@ _YEAR_S: Final = 365 * 24 * 3600
 _PLAIN: Final = {"Not Found": "There is no such page.", "Method Not Allowed": "This page can only be read."}
 
 
+Trust = Callable[[], Mapping[str, object] | Awaitable[Mapping[str, object]]]
+"""What the delivery says of events that the store does not hold."""
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -52,7 +57,7 @@ def make_dashboard(
     public: bool = False,
     token: str | None = None,
     allowed_hosts: Sequence[str] | None = None,
-    trust: Callable[[], Mapping[str, object]] | None = None,
+    trust: Trust | None = None,
     title: str = "fluxgate",
     clock: Callable[[], datetime] = _now,
 ) -> Starlette:
@@ -64,7 +69,8 @@ def make_dashboard(
         public: Nobody is asked; the Host header must then be a loopback name unless `allowed_hosts` says otherwise.
         token: Secret that lets a request in: as a bearer, or as `?token=`, which sets a cookie.
         allowed_hosts: Names that the Host header may have (`*`, `*.example.com`); None = see `public`, else all.
-        trust: Figures of the delivery for the trust strip (`dropped`, `queued`, ...); None = only the store's own.
+        trust: Returns or awaits to figures of the delivery for the trust strip (`dropped`, `queued`, ...); None = only
+            the store's own.
         title: Name shown in the top bar.
         clock: What the time is, aware UTC.
 
@@ -117,7 +123,7 @@ class _Pages:
         self,
         store: Store,
         renderer: Renderer,
-        trust: Callable[[], Mapping[str, object]],
+        trust: Trust,
         clock: Callable[[], datetime],
     ) -> None:
         self._store = store
@@ -140,7 +146,7 @@ class _Pages:
             view=view,
             section="overview",
             figures=_figures(report.total),
-            trust=_trust_items(report.total, attributed, self._trust()),
+            trust=_trust_items(report.total, attributed, await self._delivery_figures()),
             lines=rows.cost_lines(report, _FACET_VALUES),
             requests=rows.request_lines(latest.events),
             fresh=fresh,
@@ -276,6 +282,10 @@ class _Pages:
         """Return the page, made in a worker thread: the event loop may be the host application's."""
         template = f"{name}_live.html" if _is_live(request) else f"{name}.html"
         return await anyio.to_thread.run_sync(partial(self._renderer.page, request, template, **values))
+
+    async def _delivery_figures(self) -> Mapping[str, object]:
+        figures = self._trust()
+        return await figures if inspect.isawaitable(figures) else figures
 
     async def _is_new(self) -> bool:
         return not (await self._store.events(EventQuery(limit=1))).events

@@ -198,6 +198,20 @@ async def test_the_backlog_says_what_is_inside(buffer):
     assert (backlog["entries"], backlog["pending"], backlog["dead_letters"]) == (3, 1, 1)
 
 
+async def test_the_oldest_entry_is_shown_and_left_where_it_is(make_buffer):
+    """The first that is not acknowledged, given out or not, to whoever asks; None when all are."""
+    first, second = make_buffer(), make_buffer()
+    assert await first.oldest() is None
+    for number in range(2):
+        await first.append(one(number), 1)
+    entries = await first.read(max_entries=1, wait_s=1)
+    assert [numbers_in((await buffer.oldest()).payload) for buffer in (first, second)] == [[0], [0]]
+    await first.ack(entries)
+    assert numbers_in((await first.oldest()).payload) == [1]
+    assert await drained_numbers(first) == [1]
+    assert [await buffer.oldest() for buffer in (first, second)] == [None, None]
+
+
 async def test_a_full_buffer_refuses_and_takes_again_when_drained(make_buffer):
     """At its cap a buffer says that it is full; nothing that it accepted is lost for it."""
     full = make_buffer(small=True)
