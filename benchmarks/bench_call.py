@@ -260,7 +260,7 @@ def main() -> None:
     figures = {"openai": version("openai"), "http": HTTP_LIBRARY, "clock": arguments.clock, **figures}
     if arguments.only is not None:
         library = PEERS[arguments.only].requirements[0]
-        print_line("call", {"peer": arguments.only, "version": version(library), **figures})
+        print_line("call", {"peer_name": arguments.only, "version": version(library), **figures})
         return
     peers = {} if arguments.peers is None else run_peers(__file__, PEERS, arguments)
     _tables(figures, peers)

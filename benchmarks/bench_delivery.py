@@ -159,9 +159,18 @@ async def _append(path: Way, encoded: Sequence[bytes]) -> float:
         part = encoded[first : first + PACK_EVENTS]
         await buffer.append(pack(part), len(part))
     taken_s = time.perf_counter() - start
-    for resource in (buffer, *others):
-        await resource.aclose()
+    for each in (buffer, *others):
+        await each.aclose()
+    await _discard(path)
     return len(encoded) / taken_s
+
+
+async def _discard(path: Way) -> None:
+    """Empty the path's buffers, so that the next round finds them as this one did."""
+    for buffer in make_buffers(path.settings):
+        while entries := await buffer.read(max_entries=64, wait_s=0):
+            await buffer.ack(entries)
+        await buffer.aclose()
 
 
 def _settings(folder: Path, events: int, port: int | None) -> Settings:

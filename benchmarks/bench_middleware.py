@@ -234,7 +234,7 @@ def main() -> None:
     arguments = _arguments()
     if arguments.only is not None:
         peer = PEERS[arguments.only]
-        named = {"peer": arguments.only, "versions": {name: version(name) for name in peer.requirements}}
+        named = {"peer_name": arguments.only, "versions": {name: version(name) for name in peer.requirements}}
         print_line("middleware", named | _figures(peer.start(), arguments))
         return
     figures = _figures({}, arguments)
