@@ -215,15 +215,24 @@ enter = _ambient.set
 """Make a frame the one on top in this context. The token is never used: a coroutine may end in another context."""
 
 
-def end_request(request: RequestContext, ambient: Ambient) -> None:
+def end_request(request: RequestContext, ambient: Ambient, links: tuple[str, ...] = ()) -> None:
     """End a request whose frame was taken off this context.
 
     What may still ask is a task, a thread or an open call that holds the frame: then what it may ask is found out
     now. Where nothing holds it, the request goes with its last reference, and nothing is asked for nothing.
+
+    Args:
+        request: The one that ended.
+        ambient: Its frame; the caller's only other reference to it is one local variable.
+        links: Keys of the carrier that lead back to it: taken out, so that neither waits for the garbage collector.
     """
     request.frozen = True
+    carrier = request.carrier
     if _references(ambient) > _UNSHARED:
         request.settle()
+    if carrier is not None:
+        for link in links:
+            carrier.pop(link, None)
 
 
 def _references(ambient: Ambient) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from fluxgate_mw.ambient import Ambient, RequestContext, end_request, enter, get
+from fluxgate_mw.frameworks import DJANGO, QUART
 from fluxgate_mw.pins import SCOPE_KEY, pin
 from fluxgate_mw.recorder import guarded
 from fluxgate_mw.resolvers import USER_SOURCES, ASGISources
@@ -14,6 +16,9 @@ from fluxgate_mw.trust import TrustedProxies
 from fluxgate_mw.types import ASGIApp, FeatureResolver, HasRecorder, Receive, Scope, Send, UserResolver
 
 __all__ = ["FluxGateMiddleware"]
+
+LINKS: Final = (SCOPE_KEY, DJANGO, QUART)
+"""What on the scope leads back to the request context or to the scope."""
 
 
 class FluxGateMiddleware:
@@ -85,9 +90,9 @@ class FluxGateMiddleware:
         finally:
             if get().request is request:
                 enter(covered)
-            if request.carrier is not None:
-                _unlink(request, scope)
-            end_request(request, ambient)
+            if request.carrier is not None and request.carrier is not scope:
+                scope.pop(SCOPE_KEY, None)
+            end_request(request, ambient, LINKS)
 
 
 def _again(scope: Scope, covered: Ambient) -> bool:
@@ -97,11 +102,3 @@ def _again(scope: Scope, covered: Ambient) -> bool:
         return False
     known.carrier = scope
     return True
-
-
-def _unlink(request: RequestContext, scope: Scope) -> None:
-    """Undo the cycle of scope and request, so that neither waits for the garbage collector."""
-    scope.pop(SCOPE_KEY, None)
-    carrier = request.carrier
-    if carrier is not scope and carrier is not None:
-        carrier.pop(SCOPE_KEY, None)

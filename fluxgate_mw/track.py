@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from fluxgate_mw import diagnostics
-from fluxgate_mw.ambient import get
+from fluxgate_mw.ambient import get, learn_user
 from fluxgate_mw.event import TokenUsage, Tracking
 from fluxgate_mw.recorder import Call, Outcome, choose, guarded, safe_message
 from fluxgate_mw.semconv import Status
@@ -127,6 +127,7 @@ class track:  # noqa: N801  (used as a context manager and as a decorator)
         guarded("track", self._open.pop()._end, error)  # noqa: SLF001
 
     async def __aenter__(self) -> TrackedCall:
+        await learn_user()
         return self.__enter__()
 
     async def __aexit__(
@@ -140,7 +141,7 @@ class track:  # noqa: N801  (used as a context manager and as a decorator)
 
             @functools.wraps(target)
             async def awaited(*args: Any, **kwargs: Any) -> Any:
-                with track():
+                async with track():
                     return await target(*args, **kwargs)
 
             return cast("_F", awaited)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
+from typing import Final
 
 from fluxgate_mw.ambient import NOTHING, Ambient, RequestContext, end_request, enter, get
+from fluxgate_mw.frameworks import DJANGO
 from fluxgate_mw.recorder import guarded
 from fluxgate_mw.resolvers import USER_SOURCES, WSGISources
 from fluxgate_mw.semconv import UserSource
@@ -17,9 +19,11 @@ from fluxgate_mw.timing import closing_comment, is_event_stream, server_timing
 from fluxgate_mw.trust import TrustedProxies
 from fluxgate_mw.types import Environ, FeatureResolver, HasRecorder, StartResponse, UserResolver, WSGIApp
 
-__all__ = ["FluxGateWSGIMiddleware"]
+__all__ = ["Body", "FluxGateWSGIMiddleware"]
 
-ENVIRON_KEY = "fluxgate"
+ENVIRON_KEY: Final = "fluxgate"
+LINKS: Final = (ENVIRON_KEY, DJANGO)
+"""What in the `environ` leads back to the request context or to the `environ`."""
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
@@ -74,17 +78,15 @@ class FluxGateWSGIMiddleware:
             body = self.app(environ, started)
         except BaseException:
             enter(covered)
-            _unlink(request)
-            end_request(request, ambient)
+            end_request(request, ambient, LINKS)
             raise
         inside = get()
         enter(covered)
         if type(body) is list or type(body) is tuple or _is_file_wrapper(body, environ):
             del inside
-            _unlink(request)
-            end_request(request, ambient)
+            end_request(request, ambient, LINKS)
             return body
-        return _Body(body, request, ambient, inside, costs)
+        return Body(body, request, ambient, inside, costs)
 
 
 def _started(
@@ -131,7 +133,7 @@ class _Costs:
         return closing_comment(self._request) if said else None
 
 
-class _Body:
+class Body:
     """A response body whose steps and close run inside the request's context."""
 
     __slots__ = ("_ambient", "_body", "_costs", "_inside", "_iterator", "_request")
@@ -142,7 +144,7 @@ class _Body:
         request: RequestContext,
         ambient: Ambient,
         inside: Ambient,
-        costs: _Costs | None,
+        costs: _Costs | None = None,
     ) -> None:
         self._body = body
         self._iterator: Iterator[bytes] | None = None
@@ -184,16 +186,9 @@ class _Body:
         finally:
             enter(covered)
             ambient, self._ambient, self._inside = self._ambient, NOTHING, NOTHING
-            _unlink(self._request)
-            end_request(self._request, ambient)
+            end_request(self._request, ambient, LINKS)
 
 
 def _is_file_wrapper(body: Iterable[bytes], environ: Environ) -> bool:
     wrapper = environ.get("wsgi.file_wrapper")
     return isinstance(wrapper, type) and isinstance(body, wrapper)
-
-
-def _unlink(request: RequestContext) -> None:
-    """Undo the cycle of environ and request, so that neither waits for the garbage collector."""
-    if request.carrier is not None:
-        request.carrier.pop(ENVIRON_KEY, None)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fluxgate_mw.wsgi import FluxGateWSGIMiddleware
 
 if TYPE_CHECKING:
     from flask import Flask
 
-    from fluxgate_mw.types import FeatureResolver, HasRecorder, UserResolver
+    from fluxgate_mw.types import HasRecorder
 
 __all__ = ["FluxGateFlask"]
 
@@ -20,8 +20,7 @@ class FluxGateFlask:
     Args:
         app: The application; None to give it later.
         fluxgate: Where its events go; None = the process's default at the time of the call.
-        resolve_user: As in `FluxGateWSGIMiddleware`.
-        resolve_feature: As in `FluxGateWSGIMiddleware`.
+        options: As of `FluxGateWSGIMiddleware`.
 
     Example:
         >>> import flask
@@ -33,12 +32,10 @@ class FluxGateFlask:
         self,
         app: Flask | None = None,
         fluxgate: HasRecorder | None = None,
-        resolve_user: UserResolver | None = None,
-        resolve_feature: FeatureResolver | None = None,
+        **options: Any,
     ) -> None:
         self._fluxgate = fluxgate
-        self._resolve_user = resolve_user
-        self._resolve_feature = resolve_feature
+        self._options = options
         if app is not None:
             self.init_app(app)
 
@@ -47,9 +44,4 @@ class FluxGateFlask:
         if "fluxgate" in app.extensions:
             return
         app.extensions["fluxgate"] = self
-        app.wsgi_app = FluxGateWSGIMiddleware(  # type: ignore[method-assign]
-            app.wsgi_app,
-            fluxgate=self._fluxgate,
-            resolve_user=self._resolve_user,
-            resolve_feature=self._resolve_feature,
-        )
+        app.wsgi_app = FluxGateWSGIMiddleware(app.wsgi_app, self._fluxgate, **self._options)  # type: ignore[method-assign]

@@ -18,6 +18,7 @@ from openai._base_client import AsyncAPIClient, SyncAPIClient
 from openai._legacy_response import LegacyAPIResponse
 from openai._response import BaseAPIResponse
 
+from fluxgate_mw.ambient import learn_user
 from fluxgate_mw.errors import InstrumentationError
 from fluxgate_mw.openai.calls import OpenAICall, Origin, active, begin
 from fluxgate_mw.openai.tracking import FLUXGATE
@@ -58,6 +59,7 @@ async def arequested(
     origin: Origin,
 ) -> Any:
     """Return what `await send(options)` returns, or raise what it raises, and record that as a call."""
+    await learn_user()
     began = guarded("openai", begin, client, options, stream, origin)
     if began is None:
         return await send(options)

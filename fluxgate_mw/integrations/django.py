@@ -1,0 +1,143 @@
+"""Django: one middleware class for sync and async projects, under WSGI and ASGI.
+
+Put it anywhere in `MIDDLEWARE`: user and route are asked for when a call is made, so it may stand before Django's
+own `AuthenticationMiddleware`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+
+from fluxgate_mw.ambient import NOTHING, Ambient, RequestContext, end_request, enter, get
+from fluxgate_mw.frameworks import DJANGO
+from fluxgate_mw.resolvers import USER_SOURCES, ASGISources, WSGISources
+from fluxgate_mw.semconv import UserSource
+from fluxgate_mw.trust import TrustedProxies
+from fluxgate_mw.types import Carrier, FeatureResolver, HasRecorder, UserResolver
+from fluxgate_mw.wsgi import Body
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
+    from django.http.response import HttpResponseBase
+
+__all__ = ["FluxGateMiddleware"]
+
+_KEY: Final = "fluxgate"
+_LINKS: Final = (_KEY, DJANGO)
+
+
+class FluxGateMiddleware:
+    """Attribute the calls of a Django project: `fluxgate_mw.integrations.django.FluxGateMiddleware` in `MIDDLEWARE`.
+
+    The options are attributes of the class, for a subclass to set; they mean what the ASGI middleware's arguments do.
+    A resolver is a `staticmethod`; its carrier holds the `HttpRequest` under `"fluxgate.django"`.
+
+    Guarantees: loads no user for requests that make no call, and none twice. Inside `async` views the user is awaited
+    when an `async` call is made; a sync call there knows only a user who is loaded already.
+    """
+
+    sync_capable = True
+    async_capable = True
+    fluxgate: ClassVar[HasRecorder | None] = None
+    resolve_user: ClassVar[UserResolver | None] = None
+    resolve_feature: ClassVar[FeatureResolver | None] = None
+    user_sources: ClassVar[Sequence[UserSource]] = USER_SOURCES
+    trusted: ClassVar[TrustedProxies | None] = None
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self._get_response = get_response
+        self._async = iscoroutinefunction(get_response)
+        if self._async:
+            markcoroutinefunction(self)
+        options = (
+            None if self.fluxgate is None else self.fluxgate.recorder,
+            self.resolve_user,
+            self.resolve_feature,
+            self.user_sources,
+            self.trusted,
+        )
+        self._asgi, self._wsgi = ASGISources(*options), WSGISources(*options)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        """Serve one request inside a request context of its own."""
+        scope = getattr(request, "scope", None)
+        carrier: Carrier = request.META if scope is None else scope
+        carrier[DJANGO] = request
+        covered = get()
+        known = carrier.get(_KEY)
+        if isinstance(known, RequestContext) and known is covered.request and not known.frozen:
+            known.carrier = carrier
+            response: HttpResponseBase | Awaitable[HttpResponseBase] = self._get_response(request)
+            return response
+        served = carrier[_KEY] = RequestContext(carrier, self._wsgi if scope is None else self._asgi)
+        return self._aserve(request, served) if self._async else self._serve(request, served)
+
+    def _serve(self, request: HttpRequest, served: RequestContext) -> HttpResponseBase:
+        covered = get()
+        ambient = Ambient(request=served)
+        enter(ambient)
+        streamed = False
+        try:
+            response: HttpResponseBase = self._get_response(request)
+            streamed = _inside(response, served, ambient, get())
+        finally:
+            enter(covered)
+            if not streamed:
+                end_request(served, ambient, _LINKS)
+        return response
+
+    async def _aserve(self, request: HttpRequest, served: RequestContext) -> HttpResponseBase:
+        covered = get()
+        ambient = Ambient(request=served)
+        enter(ambient)
+        streamed = False
+        try:
+            response: HttpResponseBase = await self._get_response(request)
+            streamed = _inside(response, served, ambient, get())
+        finally:
+            if get().request is served:
+                enter(covered)
+            if not streamed:
+                end_request(served, ambient, _LINKS)
+        return response
+
+
+def _inside(response: Any, served: RequestContext, ambient: Ambient, inside: Ambient) -> bool:
+    """Put a streamed body inside the request's context; False for a response that is whole, or a file."""
+    if not response.streaming or getattr(response, "file_to_stream", None) is not None:
+        return False
+    content = response.streaming_content
+    wrap = _AsyncBody if response.is_async else Body
+    response.streaming_content = wrap(content, served, ambient, inside)
+    return True
+
+
+class _AsyncBody:
+    """An async body whose steps run inside the request's context. Django closes it with its response."""
+
+    def __init__(self, body: AsyncIterator[bytes], request: RequestContext, ambient: Ambient, inside: Ambient) -> None:
+        self._body = body
+        self._request = request
+        self._ambient = ambient
+        self._inside = inside
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        covered = get()
+        enter(self._inside)
+        try:
+            return await anext(self._body)
+        finally:
+            if get().request is self._request:
+                self._inside = get()
+                enter(covered)
+
+    def close(self) -> None:
+        """End the request."""
+        ambient, self._ambient, self._inside = self._ambient, NOTHING, NOTHING
+        end_request(self._request, ambient, _LINKS)

@@ -1,0 +1,48 @@
+"""Quart: the ASGI middleware as an extension, which keeps a request's route for bodies that are streamed after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quart import Quart, current_app, request, websocket
+
+from fluxgate_mw.asgi import FluxGateMiddleware
+from fluxgate_mw.frameworks import QUART
+from fluxgate_mw.types import HasRecorder
+
+__all__ = ["FluxGateQuart"]
+
+
+class FluxGateQuart:
+    """Attribute the calls of a Quart application: `FluxGateQuart(app)`, or `init_app(app)` in an app factory.
+
+    Args:
+        app: The application; None to give it later.
+        fluxgate: Where its events go; None = the process's default at the time of the call.
+        options: As of `FluxGateMiddleware`.
+    """
+
+    def __init__(self, app: Quart | None = None, fluxgate: HasRecorder | None = None, **options: Any) -> None:
+        self._fluxgate = fluxgate
+        self._options = options
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Quart) -> None:
+        """Put the middleware around the application; a second time changes nothing."""
+        if "fluxgate" in app.extensions:
+            return
+        app.extensions["fluxgate"] = self
+        app.asgi_app = FluxGateMiddleware(app.asgi_app, self._fluxgate, **self._options)  # type: ignore[assignment, method-assign, arg-type]
+        app.before_request_funcs[None].insert(0, _keep_request)
+        app.before_websocket_funcs[None].insert(0, _keep_websocket)
+
+
+async def _keep_request() -> None:
+    served = request._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+    served.scope[QUART] = (current_app._get_current_object(), served)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+async def _keep_websocket() -> None:
+    served = websocket._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+    served.scope[QUART] = (current_app._get_current_object(), served)  # type: ignore[attr-defined]  # noqa: SLF001

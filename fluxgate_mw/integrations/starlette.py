@@ -1,0 +1,5 @@
+"""Starlette, by the name that its users look for: the ASGI middleware itself."""
+
+from fluxgate_mw.asgi import FluxGateMiddleware
+
+__all__ = ["FluxGateMiddleware"]
