@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from importlib import import_module
 from threading import Thread
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ __all__ = ["main"]
 
 _THREADS: Final = 16
 _GRACE_S: Final = 2
+_SLOW_TO_LOAD: Final = ("openai.resources.chat", "openai.resources.embeddings", "openai.resources.responses")
+"""What the client would load inside the first visitor's request."""
 
 
 class _Gunicorn(BaseApplication):  # type: ignore[misc]
@@ -70,6 +73,8 @@ def _end_with_parent() -> None:
 def main(name: str, descriptor: int) -> None:
     """Serve an app on a listening socket until told to stop."""
     Thread(target=_end_with_parent, daemon=True).start()
+    for module in _SLOW_TO_LOAD:
+        import_module(module)
     if name == "fastapi":
         _serve_fastapi(descriptor)
     else:

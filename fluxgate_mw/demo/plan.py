@@ -20,6 +20,8 @@ from fluxgate_mw.settings import PREFIX, Settings
 __all__ = ["DemoOptions", "app_environments", "data_folder", "demo_settings", "listen"]
 
 _PROXIES: Final = "no_proxy"
+_BUILD_TYPES_LATE: Final = "DEFER_PYDANTIC_BUILD"
+"""The client's own switch; on, its first streamed response holds an app up for one to two seconds."""
 
 
 class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +108,7 @@ def app_environments(settings: Settings, provider: str | None) -> Mapping[str, M
         f"{PREFIX}STREAM_KEY": settings.stream_key,
         f"{PREFIX}REDIS_URL": settings.redis_url or "",
         f"{PREFIX}ENVIRONMENT": "demo",
+        _BUILD_TYPES_LATE: "false",
     }
     if provider is not None:
         common |= {

@@ -24,7 +24,7 @@ from fluxgate_mw.demo.people import COOKIE, PEOPLE
 
 __all__ = ["ACTIONS", "LIVE_ACTIONS", "Action", "Traffic", "Visits"]
 
-_CONCURRENT: Final = 24
+_CONCURRENT: Final = 10
 _TIMEOUT_S: Final = 20.0
 _CATCH_UP_S: Final = 3.0
 _FIRST_BYTES: Final = 1
