@@ -120,6 +120,7 @@ def _runs(runner: asyncio.Runner) -> dict[str, Run]:
 
 def _timed(contender: Contender, run: Run, count: int, clock: str) -> float:
     with contender():
+        run(1)
         return microseconds(run, count, clock)
 
 
@@ -128,7 +129,7 @@ def _times(
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for kind, run in runs.items():
-        count = calls if kind.startswith("plain") else max(1, calls // 25)
+        count = calls if kind.startswith("plain") else max(1, calls // 20)
         taking_turns = {
             name: partial(_timed, contender, run, count, arguments.clock) for name, contender in contenders.items()
         }
@@ -207,7 +208,7 @@ def _imports(folder: str, peer_name: str | None, rounds: int) -> dict[str, Any]:
 
 
 def _figures(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
-    peer_name, calls = arguments.only, 20 if arguments.quick else 50
+    peer_name, calls = arguments.only, 10 if arguments.quick else 20
     with FluxGate(instrument=False, data_dir=folder) as fg, asyncio.Runner() as runner:
         runs = _runs(runner)
         contenders: dict[str, Contender] = {"bare": bare, "ours": partial(ours, fg)}
@@ -242,11 +243,11 @@ def _tables(figures: dict[str, Any], peers: dict[str, Any]) -> None:
 
 
 def _arguments(peers: Mapping[str, Peer]) -> argparse.Namespace:
-    parser = options("What tracking adds to a call of the OpenAI client.", rounds=41)
+    parser = options("What tracking adds to a call of the OpenAI client.", rounds=61)
     add_options(parser, peers)
     arguments: argparse.Namespace = parser.parse_args()
     if arguments.quick:
-        arguments.rounds = min(arguments.rounds, 5)
+        arguments.rounds = min(arguments.rounds, 7)
     return arguments
 
 
