@@ -6,6 +6,7 @@ Nothing here does I/O or starts a thread before something is recorded or `start`
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import cached_property, partial
@@ -52,7 +53,8 @@ class FluxGate:
     """One delivery of events with its settings, and the process's default until the next one is made.
 
     Settings are keywords of `fluxgate_mw.settings.Settings`; they beat `FLUXGATE_<NAME>`, which beats the default.
-    With `instrument` (the default) the OpenAI client is patched for the whole process.
+    With `instrument` (the default) the OpenAI client is patched for the whole process. `redact` is called with each
+    text of a prompt or an answer that `capture_content` would keep, and returns what to keep of it.
 
     Raises:
         ConfigurationError: A setting is wrong; the message says which, where it came from, and what is allowed.
@@ -70,7 +72,7 @@ class FluxGate:
 
     _default: list[FluxGate] = []  # noqa: RUF012  (the one slot, shared on purpose)
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, redact: Callable[[str], str] | None = None, **settings: Any) -> None:
         self.settings = Settings.load(settings)
         self._emitter = make_emitter(self.settings)
         self._flusher = BackgroundFlusher(partial(opened_flusher, self.settings))
@@ -245,7 +247,7 @@ def make_emitter(settings: Settings) -> Emitter:
     """Return the emitter that the settings describe; it opens nothing before its first event."""
     return Emitter(
         spool=partial(Spool, settings.spool_path, max_bytes=settings.spool_max_bytes),
-        stream=None if settings.redis_url is None else partial(_stream, settings),
+        stream=None if settings.redis_url is None else partial(_any_stream, settings),
         max_events=settings.queue_max_events,
         max_bytes=settings.queue_max_bytes,
         interval_s=settings.emit_interval_s,
@@ -257,7 +259,7 @@ def make_emitter(settings: Settings) -> Emitter:
 def make_buffers(settings: Settings) -> Sequence[Buffer]:
     """Return what a flusher reads: the stream where there is one, and the spool of this machine."""
     spool = Spool(settings.spool_path, max_bytes=settings.spool_max_bytes)
-    return [spool] if settings.redis_url is None else [_stream(settings), spool]
+    return [*(_stream(settings, key) for key in _stream_keys(settings)), spool]
 
 
 @asynccontextmanager
@@ -302,13 +304,22 @@ async def _closed(buffer: Buffer) -> None:
         _log.warning("closing a buffer failed: %s", error)
 
 
-def _stream(settings: Settings) -> Buffer:
+def _stream_keys(settings: Settings) -> Sequence[str]:
+    if settings.redis_url is None:
+        return ()
+    keys = load("fluxgate_mw.buffer.redis_clients:stream_keys", extra="all", needed_for="FLUXGATE_REDIS_URL")
+    found: Sequence[str] = keys(settings.redis_url, settings.stream_key)
+    return found
+
+
+def _any_stream(settings: Settings) -> Buffer:
+    """Return one of the streams, which this process keeps: the order of its events holds."""
+    return _stream(settings, random.choice(_stream_keys(settings)))  # noqa: S311  (spreads the load)
+
+
+def _stream(settings: Settings, stream_key: str) -> Buffer:
     make = load("fluxgate_mw.buffer.redis_stream:RedisStream", extra="all", needed_for="FLUXGATE_REDIS_URL")
-    stream: Buffer = make(
-        settings.redis_url,
-        stream_key=settings.stream_key,
-        consumer_group=settings.consumer_group,
-    )
+    stream: Buffer = make(settings.redis_url, stream_key=stream_key, consumer_group=settings.consumer_group)
     return stream
 
 

@@ -95,12 +95,22 @@ def _url(*schemes: str) -> Callable[[Any], str]:
         if not text.startswith(tuple(f"{scheme}://" for scheme in schemes)):
             raise ValueError(f"expected an address that starts with {', '.join(f'{s}://' for s in schemes)}")
         try:
-            urlsplit(text).port  # noqa: B018  (the property raises for a port that is none)
+            for host in urlsplit(text).netloc.rpartition("@")[2].split(","):
+                urlsplit(f"//{host}").port  # noqa: B018  (the property raises for a port that is none)
         except ValueError as error:
             raise ValueError(str(error)) from None
         return text
 
     return convert
+
+
+def _redis_url(value: Any) -> str:
+    forms = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+    text = _url(*forms)(value)
+    scheme, _, _ = text.partition("://")
+    if scheme.endswith("+sentinel") and not urlsplit(text).path.strip("/"):
+        raise ValueError(f"expected {scheme}://host:26379/service: the service's name is missing")
+    return text
 
 
 def _path(value: Any) -> Path:
@@ -141,8 +151,9 @@ class Settings:
     """Off: nothing is patched, recorded or delivered."""
     instrument: bool = _setting(True, _boolean)
     """Patch the OpenAI client for the whole process."""
-    redis_url: str | None = _setting(None, _url("redis", "rediss", "unix"), secret=True)
-    """Redis or Valkey server of the stream; unset: the spool on disk is the buffer."""
+    redis_url: str | None = _setting(None, _redis_url, secret=True)
+    """Redis or Valkey of the stream, also `redis+sentinel://hosts/service` and `redis+cluster://hosts`; unset: the
+    spool on disk is the buffer."""
     stream_key: str = _setting("fluxgate:events")
     """Key of the Redis stream."""
     consumer_group: str = _setting("fluxgate")
@@ -173,6 +184,10 @@ class Settings:
     """Address of that HTTP API; not used by this version yet."""
     capture_content: bool = _setting(False, _boolean)
     """Keep prompts and answers with the events."""
+    content_max_bytes: int = _setting(16_384, _number(int, 64, 1_048_576))
+    """Most bytes of a prompt, and of an answer, that are kept; what is longer is cut."""
+    price_file: Path | None = _setting(None, _path)
+    """Your own price list, TOML or JSON, with dates of validity; it beats the published prices."""
     log_level: str = _setting("INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR"))
     """Least level that the `fluxgate` command logs."""
     durable: bool = _setting(False, _boolean)

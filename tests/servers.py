@@ -26,12 +26,14 @@ class RedisServer:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None
+        self.config: Path | None = None
 
     def start(self) -> None:
         """Start it and wait until it accepts connections."""
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [
             self.binary,
+            *([str(self.config)] if self.config else []),
             "--port",
             str(self.port),
             "--bind",

@@ -1,4 +1,4 @@
-"""The Redis stream between the emitters and the flushers. The one module that names a Redis command or error.
+"""The Redis stream between the emitters and the flushers. The one module that names a stream's commands and errors.
 
 One entry is one pack. A consumer group made at `0` hands each entry to one consumer until it is acknowledged, and an
 acknowledged entry is deleted in the same transaction. The live stream is never trimmed: the producer looks at its
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import encodings.idna  # noqa: F401  (a thread that imports while another forks hangs the child)
-import inspect
 import os
 import socket
 import time
@@ -18,14 +17,11 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import DataError, NoPermissionError, RedisError, ResponseError
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.buffer.dead_letters import DeadLetter, now_ms
+from fluxgate_mw.buffer.redis_clients import RedisClients
 from fluxgate_mw.errors import BackendRejected, BackendUnavailable, BufferFull, ClosedError
 from fluxgate_mw.settings import mask_url
 from fluxgate_mw.types import Entry
@@ -34,26 +30,18 @@ __all__ = ["RedisStream"]
 
 _TIMEOUT_S: Final = 0.5
 _LONGEST_BLOCK_S: Final = 5.0
-_BLOCKING_TIMEOUT_S: Final = 10.0
 _LOOK_EVERY_S: Final = 1.0
 _LOOK_EVERY_ENTRIES: Final = 2_000
 _FULL_MEMORY_SHARE: Final = 0.9
 _BACKOFF_S: Final = (0.05, 5.0)
 _NEWEST_FIRST_ID, _LAST_ID = "0-0", "+"
 
-_UNNAMED: Final[dict[str, Any]] = (
-    {"driver_info": None}
-    if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
-    else {"lib_name": None, "lib_version": None}
-)
-"""Options that keep the driver from telling the server its name, which takes a round trip and imports modules late."""
-
 
 class RedisStream:
     """One producer and one consumer of a Redis or Valkey stream.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`; credentials in it appear in no message.
+        url: In one of the forms of `redis_clients`; credentials in it appear in no message.
         stream_key: Key of the stream; dead letters are at `<stream_key>:dead`.
         consumer_group: Group of the flushers; made at `0` when first read.
         consumer_name: This reader's name in the group; None = host, process and a random part.
@@ -86,14 +74,17 @@ class RedisStream:
         self._key, self._dead_key, self._group = stream_key, f"{stream_key}:dead", consumer_group
         self._consumer = consumer_name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._max_entries, self._max_bytes = max_entries, max_bytes
-        self._client = _client(url, timeout_s)
-        self._blocking = _client(url, _BLOCKING_TIMEOUT_S)
+        self._clients = RedisClients(url, stream_key, timeout_s)
         self._full = ""
         self._looked_at, self._since_look = float("-inf"), 0
         self._group_exists = self._was_reading = self._closed = False
         self._backoff_s = _BACKOFF_S[0]
         self._cursor: str | bytes = _NEWEST_FIRST_ID
         self._trimmed = 0
+
+    @property
+    def _client(self) -> Any:
+        return self._clients.command
 
     async def append(self, payload: bytes, events: int, /) -> None:
         """See `Buffer`."""
@@ -161,7 +152,7 @@ class RedisStream:
             if wait_s > 0:
                 options += ["BLOCK", max(1, int(min(wait_s, _LONGEST_BLOCK_S) * 1000))]
             try:
-                streams = await self._blocking.execute_command(
+                streams = await self._clients.blocking.execute_command(
                     "XREADGROUP", "GROUP", self._group, self._consumer, *options, "STREAMS", self._key, ">"
                 )
             except ResponseError as error:
@@ -217,7 +208,9 @@ class RedisStream:
             max_entries,
         )
         self._cursor = cursor.decode()
-        self._trimmed += len(deleted[0]) if deleted else 0
+        for _ in deleted[0] if deleted else ():
+            self._trimmed += 1
+            diagnostics.note("redis_trimmed", "a pack of events was deleted from the stream unread, by somebody else")
         return [_entry(entry_id, fields) for entry_id, fields in found if fields is not None]
 
     async def _delivery_counts(self, entry_ids: Sequence[str]) -> list[int]:
@@ -327,8 +320,7 @@ class RedisStream:
         except BackendUnavailable:
             pass
         finally:
-            await self._client.aclose()
-            await self._blocking.aclose()
+            await self._clients.aclose()
 
     async def _leave_group(self) -> None:
         async with self._translated(self._timeout_s, closing=True):
@@ -345,29 +337,14 @@ class RedisStream:
             raise ClosedError("the redis stream is closed")
         try:
             async with asyncio.timeout(timeout_s):
+                if await self._clients.locate():
+                    self._group_exists = False
                 yield
         except DataError as error:
             raise BackendRejected(self.name, "a value has no form in the protocol") from error
         except (RedisError, OSError, TimeoutError) as error:
+            self._clients.doubt(error)
             raise BackendUnavailable(self.name, f"{mask_url(self._url)}: {_what(error)}") from error
-
-
-def _client(url: str, timeout_s: float) -> Any:
-    """Return a client that sends each command once and gives replies as the protocol has them (RESP2).
-
-    The driver's own conversions differ between its versions; without them any version gives the same.
-    """
-    client = Redis.from_url(
-        url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=min(timeout_s, 2.0),
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-        decode_responses=False,
-        **_UNNAMED,
-    )
-    client.response_callbacks.clear()
-    return client
 
 
 def _what(error: Exception) -> str:
