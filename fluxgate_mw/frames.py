@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
+from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, TracebackType
 from typing import Any, Final, Literal, TypeVar, cast
 
 import msgspec
@@ -80,6 +80,8 @@ class Frame:
         """
         if isinstance(target, type):
             return cast("_F", self._wrap_methods(target))
+        if isinstance(target, staticmethod | classmethod):
+            return cast("_F", type(target)(self(target.__func__)))
         return cast("_F", _wrap(self, target))
 
     def _wrap_methods(self, cls: Any) -> Any:
@@ -205,78 +207,86 @@ def _wrap(frame: Frame, target: Any) -> Any:
     return _plain_wrapper(frame, target)
 
 
+def _wraps(target: Any, wrapper: Any) -> Any:
+    """Return `wrapper` passing for `target`: its name, signature and attributes, and the globals of its module.
+
+    FastAPI before 0.121 looks annotations that are strings up in the globals of the very function that it is given.
+    So a wrapper's body uses only what is closed over.
+    """
+    called = target if hasattr(target, "__globals__") else getattr(type(target), "__call__", None)  # noqa: B004
+    module_globals = getattr(called, "__globals__", wrapper.__globals__)
+    moved = FunctionType(wrapper.__code__, module_globals, wrapper.__name__, None, wrapper.__closure__)
+    return functools.wraps(target)(moved)
+
+
 def _coroutine_wrapper(frame: Frame, target: Any) -> Any:
-    @functools.wraps(target)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         with frame:
             return await target(*args, **kwargs)
 
-    return wrapper
+    return _wraps(target, wrapper)
 
 
 def _plain_wrapper(frame: Frame, target: Any) -> Any:
-    @functools.wraps(target)
+    deferred = _DEFERRED.get
+
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with frame:
             result = target(*args, **kwargs)
-        wrap = _DEFERRED.get(type(result))
+        wrap = deferred(type(result))
         return result if wrap is None else wrap(frame, lambda: result)()
 
-    return wrapper
+    return _wraps(target, wrapper)
 
 
 def _generator_wrapper(frame: Frame, target: Any) -> Any:
-    @functools.wraps(target)
+    steps_inside, partial = _Steps, functools.partial
+
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         steps = target(*args, **kwargs)
-        inside: Ambient | None = None
-        resume: Callable[[], Any] = functools.partial(next, steps)
+        inside = steps_inside(frame)
+        resume = partial(next, steps)
         while True:
-            covered = get()
-            inside = _resumed(frame, inside, covered)
             try:
-                item = resume()
+                with inside:
+                    item = resume()
             except StopIteration as stop:
                 return stop.value
-            finally:
-                inside = _paused(inside, covered)
             try:
-                resume = functools.partial(steps.send, (yield item))
+                resume = partial(steps.send, (yield item))
             except GeneratorExit:
-                with _Inside(inside):
+                with inside:
                     steps.close()
                 raise
             except BaseException as error:  # noqa: BLE001  (handed to the generator, which decides)
-                resume = functools.partial(steps.throw, error)
+                resume = partial(steps.throw, error)
 
-    return wrapper
+    return _wraps(target, wrapper)
 
 
 def _async_generator_wrapper(frame: Frame, target: Any) -> Any:
-    @functools.wraps(target)
+    steps_inside, partial = _Steps, functools.partial
+
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         steps = target(*args, **kwargs)
-        inside: Ambient | None = None
-        resume: Callable[[], Any] = steps.__anext__
+        inside = steps_inside(frame)
+        resume = steps.__anext__
         while True:
-            covered = get()
-            inside = _resumed(frame, inside, covered)
             try:
-                item = await resume()
+                with inside:
+                    item = await resume()
             except StopAsyncIteration:
                 return
-            finally:
-                inside = _paused(inside, covered)
             try:
-                resume = functools.partial(steps.asend, (yield item))
+                resume = partial(steps.asend, (yield item))
             except GeneratorExit:
-                with _Inside(inside):
+                with inside:
                     await steps.aclose()
                 raise
             except BaseException as error:  # noqa: BLE001  (handed to the generator, which decides)
-                resume = functools.partial(steps.athrow, error)
+                resume = partial(steps.athrow, error)
 
-    return wrapper
+    return _wraps(target, wrapper)
 
 
 _DEFERRED: Final[Mapping[type, Callable[[Frame, Any], Any]]] = {
@@ -286,33 +296,32 @@ _DEFERRED: Final[Mapping[type, Callable[[Frame, Any], Any]]] = {
 }
 
 
-def _resumed(frame: Frame, inside: Ambient | None, covered: Ambient) -> Ambient:
-    resumed = frame.over(covered) if inside is None else inside
-    enter(resumed)
-    return resumed
+class _Steps:
+    """The frame of one running generator: on top at each step, and in between what the consumer has.
 
+    What a step leaves on top (an open `with` inside the generator) is there again at the next one. Where a step ends
+    in another context than it began in, nothing of ours is on top there, and nothing is changed.
+    """
 
-def _paused(inside: Ambient, covered: Ambient) -> Ambient:
-    """Restore `covered`, and return what the step left on top: it is there again at the next step."""
-    left = get()
-    top: Ambient | None = left
-    while top is not None and top is not inside:
-        top = top.covered
-    if top is None:
-        return inside
-    enter(covered)
-    return left
+    __slots__ = ("_base", "_covered", "_frame", "_top")
 
-
-class _Inside:
-    __slots__ = ("_covered", "_inside")
-
-    def __init__(self, inside: Ambient) -> None:
-        self._inside = inside
-        self._covered = get()
+    def __init__(self, frame: Frame) -> None:
+        self._frame = frame
+        self._base: Ambient | None = None
+        self._top = self._covered = NOTHING
 
     def __enter__(self) -> None:
-        enter(self._inside)
+        self._covered = get()
+        if self._base is None:
+            self._base = self._top = self._frame.over(self._covered)
+        enter(self._top)
 
     def __exit__(self, *_: object) -> None:
-        _paused(self._inside, self._covered)
+        left = get()
+        below: Ambient | None = left
+        while below is not None and below is not self._base:
+            below = below.covered
+        if below is not None:
+            self._top = left
+            enter(self._covered)
+        self._covered = NOTHING

@@ -83,9 +83,9 @@ def _described(value: Any) -> User | None:
 
 def _of_id(key: object) -> User | None:
     """Return the user of that id; None where it is no id: nothing, a flag, a container, an object without a text."""
-    if key is None or isinstance(key, bool | bytes | float | Mapping | list | tuple | set) or callable(key):
+    if isinstance(key, bool | bytes | float | Mapping | list | tuple | set) or callable(key):
         return None
-    if type(key).__str__ is object.__str__:
+    if not isinstance(key, str | int | UUID) and type(key).__str__ is object.__str__:
         return None
     text = str(key)
     return User(text) if 0 < len(text) <= ID_CHARS else None

@@ -34,10 +34,18 @@ def identified(dependency: _F) -> _F:
         wrapped = _coroutine(dependency)
     else:
         wrapped = _function(dependency)
-    wrapped.__signature__ = inspect.signature(dependency)
+    wrapped.__signature__ = _signature(dependency)
     wrapped.__wrapped__ = dependency
     wrapped.__name__ = getattr(dependency, "__name__", type(dependency).__name__)
     return cast("_F", wrapped)
+
+
+def _signature(dependency: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature with its annotations looked up where they were written: FastAPI would look here."""
+    try:
+        return inspect.signature(dependency, eval_str=True)
+    except NameError:
+        return inspect.signature(dependency)
 
 
 def _function(dependency: Callable[..., Any]) -> Callable[..., Any]:
