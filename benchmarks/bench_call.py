@@ -217,7 +217,7 @@ def _figures(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
             contenders["peer"] = partial(theirs, peer)
         figures: dict[str, Any] = {"rounds": arguments.rounds, "calls_a_round": calls, "chunks": CHUNKS}
         figures |= _times(contenders, runs, calls, arguments)
-        sizes = (100, 3) if arguments.quick else (1_000, 7)
+        sizes = (100, 2) if arguments.quick else (1_000, 7)
         figures["memory"] = _memory(contenders, runs, *sizes)
     figures["import"] = _imports(folder, peer_name, 2 if arguments.quick else 9)
     statistics = fg.statistics()
@@ -247,7 +247,7 @@ def _arguments(peers: Mapping[str, Peer]) -> argparse.Namespace:
     add_options(parser, peers)
     arguments: argparse.Namespace = parser.parse_args()
     if arguments.quick:
-        arguments.rounds = min(arguments.rounds, 7)
+        arguments.rounds = min(arguments.rounds, 5)
     return arguments
 
 
