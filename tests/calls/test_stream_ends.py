@@ -1,0 +1,229 @@
+"""However a stream ends there is exactly one event of it, and it says how."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+
+from fluxgate_mw import tracking
+from fluxgate_mw.openai.estimate import estimate_tokens
+from tests.calls.clients import ASKED, SSE, Reply, Wire, chunk, finish, httpx, recorded, sse
+from tests.calls.streaming import AS_ASKED, ENDLESS, STREAM, TEXTS, USAGE, WITHOUT, counts
+
+
+def given_up(events, *, status="CANCELLED", error_type=None, output=10):
+    """Assert that exactly one event tells of a stream that was given up after one chunk."""
+    [event] = events
+    assert (event.status, event.usage_source) == (status, "estimated")
+    assert event.error_type == error_type
+    assert event.input_tokens == estimate_tokens(len("Say this is a test"))
+    assert event.output_tokens == output
+    assert event.http_status == 200
+    assert event.cost_nanos is not None
+    assert event.response_id == "chatcmpl-1"
+    return event
+
+
+def leave_by_break(stream):
+    for _ in stream:
+        break
+    stream.close()
+
+
+def leave_by_with(stream):
+    with stream:
+        next(stream)
+
+
+def leave_by_close(stream):
+    next(stream)
+    stream.close()
+    stream.close()
+
+
+def leave_by_response_close(stream):
+    next(stream)
+    stream.response.close()
+
+
+def leave_by_error(stream):
+    next(stream)
+    with pytest.raises(ZeroDivisionError), stream:
+        _ = 1 / 0
+
+
+@pytest.mark.parametrize(
+    "leave", [leave_by_break, leave_by_with, leave_by_close, leave_by_response_close, leave_by_error]
+)
+def test_a_stream_left_early(leave):
+    """A reader who leaves ends the call at once, as cancelled, estimated (openlit#1454, openllmetry#4394)."""
+    wire = Wire(Reply(ENDLESS, headers=SSE))
+    with recorded() as events:
+        stream = wire.client().chat.completions.create(**ASKED, stream=True)
+        leave(stream)
+        given_up(events)
+        assert wire.bodies[0].closed
+        assert type(stream.response) is httpx.Response
+        assert stream.fluxgate.status == "CANCELLED"
+        del stream
+        gc.collect()
+    assert len(events) == 1
+
+
+def test_a_stream_that_is_dropped():
+    """A reader who forgets a stream ends the call when the stream is freed."""
+    wire = Wire(Reply(ENDLESS, headers=SSE))
+    with recorded() as events:
+        stream = wire.client().chat.completions.create(**ASKED, stream=True)
+        next(stream)
+        assert events == []
+        del stream
+        gc.collect()
+        given_up(events)
+
+
+def test_a_stream_that_is_never_read():
+    """A stream that nobody reads costs its prompt; its event comes when it is freed (langfuse#14457)."""
+    wire = Wire(Reply(ENDLESS, headers=SSE))
+    with recorded() as events:
+        stream = wire.client().chat.completions.create(**ASKED, stream=True)
+        assert tracking(stream) is None
+        del stream
+        gc.collect()
+    [event] = events
+    assert (event.status, event.usage_source, event.output_tokens) == ("CANCELLED", "estimated", 0)
+    assert event.time_to_first_chunk_ms is None
+
+
+def test_a_stream_that_is_read_twice():
+    """Reading a stream again gives nothing more and no second event."""
+    wire = Wire(Reply(AS_ASKED, headers=SSE))
+    with recorded() as events:
+        stream = wire.client().chat.completions.create(**ASKED, stream=True)
+        assert len(list(stream)) == len(TEXTS) + 2
+        assert list(stream) == []
+        stream.close()
+    assert len(events) == 1
+
+
+def test_a_stream_read_by_turns():
+    """`break` and read on is one stream; its event comes at the end."""
+    wire = Wire(Reply(AS_ASKED, headers=SSE))
+    with recorded() as events:
+        stream = wire.client().chat.completions.create(**ASKED, stream=True)
+        first = next(stream)
+        for _ in stream:
+            break
+        rest = list(stream)
+        assert len([first, *rest]) == len(TEXTS) + 1
+    assert len(events) == 1
+    assert events[0].status == "SUCCESS"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("leave", ["close", "with", "aclose of the response"])
+async def test_an_asynchronous_stream_left_early(leave):
+    """`close`, `async with` and the response's `aclose` end the call at once (langfuse#3188, langfuse#5361)."""
+    wire = Wire(Reply(ENDLESS, headers=SSE))
+    with recorded() as events:
+        stream = await wire.async_client().chat.completions.create(**ASKED, stream=True)
+        if leave == "with":
+            async with stream:
+                await anext(stream)
+        else:
+            await anext(stream)
+            await (stream.close() if leave == "close" else stream.response.aclose())
+        given_up(events)
+        assert wire.bodies[0].closed
+        assert type(stream.response) is httpx.Response
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_reader():
+    """Cancellation passes to the task and ends the call as cancelled (litellm#35958)."""
+    wire = Wire(Reply(ENDLESS[:1], headers=SSE, forever=True))
+    read = asyncio.Event()
+
+    async def reader():
+        async for _ in await wire.async_client().chat.completions.create(**ASKED, stream=True):
+            read.set()
+
+    with recorded() as events:
+        task = asyncio.create_task(reader())
+        await read.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        given_up(events, error_type="CancelledError")
+
+
+@pytest.mark.anyio
+async def test_a_reader_who_loses_patience():
+    """`wait_for` raises its own `TimeoutError`, nothing is swallowed (dd-trace-py#10191)."""
+    wire = Wire(Reply(ENDLESS[:1], headers=SSE, forever=True))
+
+    async def reader():
+        return [each async for each in await wire.async_client().chat.completions.create(**ASKED, stream=True)]
+
+    with recorded() as events:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader(), 0.05)
+        given_up(events, error_type="CancelledError")
+
+
+def network_errors():
+    return [httpx.ReadError("broken"), httpx.RemoteProtocolError("peer closed"), httpx.ReadTimeout("slow")]
+
+
+@pytest.mark.parametrize("error", network_errors(), ids=lambda error: type(error).__name__)
+def test_a_network_that_breaks(error):
+    """The caller is raised what he is raised without us; the event is an error with what was delivered."""
+
+    def broken():
+        return Wire(Reply(ENDLESS[:1], headers=SSE, error=error))
+
+    without = STREAM.plain(broken())
+    for way in (STREAM.plain, STREAM.asynchronous):
+        with recorded() as events:
+            assert way(broken()) == without
+        event = given_up(events, status="ERROR", error_type=type(error).__name__)
+        assert event.error_message is None or "sk-" not in event.error_message
+
+
+def test_an_error_event_in_the_stream():
+    """An error that the service sends in a stream is raised as without us and recorded with its code."""
+    fault = {"error": {"message": "The server had an error", "type": "server_error", "code": "overloaded"}}
+    body = sse(chunk("word " * 8), fault, done=False)
+    without = STREAM.plain(Wire(Reply(body, headers=SSE)))
+    with recorded() as events:
+        assert STREAM.plain(Wire(Reply(body, headers=SSE))) == without
+    [event] = events
+    assert (event.status, event.error_message) == ("ERROR", "The server had an error")
+    assert (event.input_tokens, event.output_tokens) == (5, 10)
+    assert event.error_type
+
+
+def test_a_stream_without_done():
+    """A stream that ends after its finish reason is whole, `[DONE]` or not."""
+    body = sse(chunk("Hi"), chunk(choices=finish()), chunk(choices=[], usage=USAGE), done=False)
+    with recorded() as events:
+        assert len(STREAM.plain(Wire(Reply(body, headers=SSE)))) == 2
+    assert (events[0].status, counts(events[0])) == ("SUCCESS", (12, 5, 4, 2))
+
+
+def test_a_stream_that_stops_in_the_middle():
+    """A body that ends before any finish reason is an error of the service, estimated."""
+    with recorded() as events:
+        assert len(STREAM.plain(Wire(Reply(ENDLESS[:1], headers=SSE)))) == 1
+    given_up(events, status="ERROR", error_type="IncompleteStream")
+
+
+def test_an_event_without_its_blank_line_at_the_end():
+    """What stands after the last blank line reaches the caller as without us."""
+    body = WITHOUT[:-1]
+    without = STREAM.plain(Wire(Reply([body], headers=SSE)))
+    with recorded() as events:
+        assert STREAM.plain(Wire(Reply([body], headers=SSE))) == without
+    assert events[0].status == "SUCCESS"
