@@ -7,7 +7,7 @@ really there.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -57,14 +57,19 @@ def summary_lines(accounts: Accounts, events: Sequence[StoredCall]) -> list[str]
     ]
 
 
-def _cost_lines(events: Iterable[StoredCall]) -> list[str]:
+def _cost_lines(events: Sequence[StoredCall]) -> list[str]:
     by_feature: dict[str, list[int | None]] = {}
     for event in events:
         by_feature.setdefault(event.feature or "(no feature)", []).append(event.cost_nanos)
-    rows = [(name, len(costs), costs.count(None), sum(filter(None, costs))) for name, costs in by_feature.items()]
-    rows.sort(key=lambda row: -row[3])
-    rows.append(("total", *(sum(row[place] for row in rows) for place in (1, 2, 3))))  # type: ignore[arg-type,misc]
-    return [f"{name:<44}{calls:>8,}{unpriced:>10,}{usd(nanos):>14.6f}" for name, calls, unpriced, nanos in rows]
+    dearest_first = sorted(by_feature.items(), key=lambda row: -sum(filter(None, row[1])))
+    return [_cost_line(*row) for row in (*dearest_first, ("total", [event.cost_nanos for event in events]))]
+
+
+def _cost_line(name: str, costs: Sequence[int | None]) -> str:
+    """Return one row; the cost of calls that are all unpriced is not known, which is not nothing."""
+    known = [nanos for nanos in costs if nanos is not None]
+    cost = f"{usd(sum(known)):.6f}" if known or not costs else "-"
+    return f"{name:<44}{len(costs):>8,}{len(costs) - len(known):>10,}{cost:>14}"
 
 
 def _verdict(accounts: Accounts) -> list[str]:
