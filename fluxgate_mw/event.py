@@ -92,7 +92,8 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Token counts are reported totals that include their subsets (see `TokenUsage`), None where unknown. Durations are
     milliseconds of a monotonic clock. `cost_nanos` is an integer of nano-USD (1 USD = 10^9), None where the price or
     the usage is unknown, never 0 for unknown. `feature` and `route` are of low cardinality: a name or a route
-    template with its method, never a raw path. Neither prompts nor answers are part of an event.
+    template with its method, never a raw path. `unpriced_reason` says why there is no cost. Prompts and answers
+    (`input_content`, `output_content`) are kept only where `capture_content` is on.
 
     Example:
         >>> event = UsageEvent(provider_name="anthropic", request_model="claude-x", input_tokens=12)
@@ -149,6 +150,9 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     cost_nanos: int | None = None
     price_version: str | None = None
+    unpriced_reason: str | None = None
+    input_content: str | None = None
+    output_content: str | None = None
 
     @property
     def model(self) -> str | None:

@@ -13,9 +13,10 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast, get_args
 
 import msgspec
 
@@ -37,6 +38,7 @@ __all__ = [
     "capturing",
     "choose",
     "guarded",
+    "in_hand",
     "safe_message",
     "set_default",
     "set_default_factory",
@@ -80,7 +82,11 @@ def safe_message(text: str) -> str:
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How a call ended, as the one who made it saw it. Fields as in `UsageEvent`; None = not known."""
+    """How a call ended, as the one who made it saw it. Fields as in `UsageEvent`; None = not known.
+
+    `reported_nanos` is what the provider says that it cost; `unpriced_reason` says why its usage cannot be priced.
+    `asked` and `answered` are plain data, given only where content is captured.
+    """
 
     status: Status = "SUCCESS"
     http_status: int | None = None
@@ -93,17 +99,33 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     retries: int = 0
     usage: TokenUsage | None = None
     usage_source: UsageSource = "none"
+    unpriced_reason: str | None = None
+    reported_nanos: int | None = None
+    asked: Any = None
+    answered: Any = None
 
 
 class Recorder:
     """Turn finished calls into events, with the settings of one `FluxGate`, and give them to its sink.
 
+    Args:
+        settings: Of that one.
+        sink: Where its events go.
+        redact: Given each text of captured content, returns what to keep of it; None keeps it as it is.
+
+    Raises:
+        ConfigurationError: The price file is not valid, or `redact` cannot be called.
+
     Concurrency: any thread.
     """
 
-    def __init__(self, settings: Settings, sink: Sink) -> None:
+    def __init__(self, settings: Settings, sink: Sink, *, redact: Callable[[str], str] | None = None) -> None:
+        if redact is not None and not callable(redact):
+            raise ConfigurationError(f"redact: expected a callable, not a {type(redact).__name__}")
         self.settings = settings
         self.sink = sink
+        self.price_file = None if settings.price_file is None else pricing.PriceFile(settings.price_file)
+        self._redact = redact
         self.provider_of = lru_cache(maxsize=256)(self._provider_of)
 
     def record(self, event: UsageEvent) -> None:
@@ -113,6 +135,20 @@ class Recorder:
                 capture.append(event)
             return
         self.sink.emit(event)
+
+    def kept(self, content: Any) -> str | None:
+        """Return captured content as a redacted text of at most `content_max_bytes`; None for nothing. Never raises."""
+        if content is None:
+            return None
+        try:
+            plain = content if self._redact is None else _redacted(content, self._redact)
+            text = plain if isinstance(plain, str) else _JSON.encode(plain).decode()
+        except Exception as error:  # noqa: BLE001  (the user's redact, or a prompt that has no JSON form)
+            diagnostics.note("content", f"a call's content was left out: {type(error).__name__} while redacting it")
+            return None
+        encoded = text.encode("utf-8", "replace")
+        limit = self.settings.content_max_bytes
+        return text if len(encoded) <= limit else encoded[: limit - 3].decode("utf-8", "ignore") + "…"
 
     def _provider_of(self, host: str, port: int | None) -> str:
         """Return the provider behind a host: as the settings say, else as the price table knows it."""
@@ -187,9 +223,9 @@ class Call:
         if self.tracking is not None:
             return self.tracking
         ended = time.perf_counter()
-        price = self._price(outcome)
+        price = guarded("pricing", self._price, outcome) or _NOT_PRICED
         self.tracking = Tracking(
-            status=outcome.status,
+            status=_status(outcome.status),
             cost=usd(price.cost_nanos),
             cost_nanos=price.cost_nanos,
             tracking_id=self.event_id,
@@ -200,33 +236,50 @@ class Call:
         request = self.ambient.request
         if request is not None:
             request.add(price.cost_nanos, latency_ms)
-        self.recorder.record(self._event(outcome, price, latency_ms))
+        self.recorder.record(self._event(outcome, self.tracking.status, price, latency_ms))
         return self.tracking
 
     def _price(self, outcome: Outcome) -> pricing.Price:
-        if outcome.usage is None:
+        """Return the cost: by the caller's rates, else the user's price list, else as reported, else as published."""
+        usage, rates = outcome.usage, self.ambient.cost_override
+        if rates is not None and usage is not None:
+            try:
+                return self._priced(outcome, usage, pricing.CostOverride.from_mapping(rates), "cost_override")
+            except ConfigurationError as error:
+                diagnostics.note("cost_override", f"a cost_override is not valid ({error}); the cost is unknown")
+                return pricing.Price(None, None, "invalid cost_override")
+        own = self.recorder.price_file
+        if own is not None and usage is not None:
+            for model in filter(None, (outcome.response_model, self.model)):
+                if (listed := own.rates(self.provider, model, self.occurred_at)) is not None:
+                    return self._priced(outcome, usage, listed, "price_file")
+        if outcome.reported_nanos is not None:
+            return pricing.Price(outcome.reported_nanos, "provider")
+        if usage is None:
             return pricing.Price(None, None, "no usage")
-        try:
-            rates = self.ambient.cost_override
-            override = None if rates is None else pricing.CostOverride.from_mapping(rates)
-        except ConfigurationError as error:
-            diagnostics.note("cost_override", f"a cost_override is not valid ({error}); the call's cost is unknown")
-            return pricing.Price(None, None, "invalid cost_override")
+        return self._priced(outcome, usage, None, "")
+
+    def _priced(
+        self, outcome: Outcome, usage: TokenUsage, rates: pricing.CostOverride | None, name: str
+    ) -> pricing.Price:
+        if outcome.unpriced_reason is not None:
+            return pricing.Price(None, None, outcome.unpriced_reason)
         price = pricing.Price(None, None, "no model")
         for model in filter(None, (outcome.response_model, self.model)):
             price = pricing.price(
                 self.provider,
                 model,
-                outcome.usage,
+                usage,
                 at=self.occurred_at,
                 service_tier=outcome.service_tier,
-                override=override,
+                override=rates,
+                override_version=name,
             )
             if price.cost_nanos is not None:
                 return price
         return price
 
-    def _event(self, outcome: Outcome, price: pricing.Price, latency_ms: float) -> UsageEvent:
+    def _event(self, outcome: Outcome, status: Status, price: pricing.Price, latency_ms: float) -> UsageEvent:
         ambient = self.ambient.resolved()
         user, user_source = ambient.resolve_user()
         request = ambient.request
@@ -239,27 +292,27 @@ class Call:
         return UsageEvent(
             event_id=self.event_id,
             occurred_at=self.occurred_at,
-            provider_name=self.provider,
+            provider_name=_text(self.provider),
             operation_name=self.operation,
-            request_model=self.model,
-            response_model=outcome.response_model,
+            request_model=_text(self.model),
+            response_model=_text(outcome.response_model),
             response_id=outcome.response_id,
             finish_reasons=outcome.finish_reasons,
             api_path=self.api_path,
-            feature=ambient.feature,
+            feature=_text(ambient.feature),
             feature_source=ambient.feature_source,
-            step=ambient.step,
+            step=_text(ambient.step),
             user=user,
             user_source=user_source,
-            session_id=ambient.session_id,
-            conversation_id=ambient.conversation_id,
+            session_id=_text(ambient.session_id),
+            conversation_id=_text(ambient.conversation_id),
             metadata=dict(ambient.metadata),
             route=route,
             http_method=None if route is None else route.partition(" ")[0],
             request_id=None if request is None else request.request_id,
             service=settings.service,
             environment=settings.environment,
-            status=outcome.status,
+            status=status,
             http_status=outcome.http_status,
             error_type=outcome.error_type,
             error_message=outcome.error_message,
@@ -271,6 +324,9 @@ class Call:
             service_tier=outcome.service_tier,
             cost_nanos=price.cost_nanos,
             price_version=price.price_version,
+            unpriced_reason=price.reason,
+            input_content=self.recorder.kept(outcome.asked),
+            output_content=self.recorder.kept(outcome.answered),
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             cache_read_input_tokens=usage.cache_read_input_tokens,
@@ -284,7 +340,35 @@ class Call:
         )
 
 
+def _redacted(content: Any, redact: Callable[[str], str]) -> Any:
+    if isinstance(content, str):
+        return redact(content)
+    if isinstance(content, dict):
+        return {key: _redacted(value, redact) for key, value in content.items()}
+    return [_redacted(value, redact) for value in content] if isinstance(content, list | tuple) else content
+
+
+def _text(given: object) -> str | None:
+    """Return a text that the application gave as the plain text that it is; another value as its own text."""
+    if given is None or type(given) is str:
+        return given
+    return str.__str__(given) if isinstance(given, str) else guarded("text", str, given)
+
+
+def _status(given: object) -> Status:
+    """Return one of the statuses: what is none is an error, and counted."""
+    if given in _STATUSES:
+        return cast("Status", given)
+    diagnostics.note("unknown_status", "a call was ended with a status that there is not; it is recorded as ERROR")
+    return "ERROR"
+
+
+_STATUSES: Final = get_args(Status)
+_NOT_PRICED: Final = pricing.Price(None, None, "pricing failed")
+_JSON: Final = msgspec.json.Encoder(enc_hook=repr)
 _NO_USAGE: Final = TokenUsage()
+in_hand: ContextVar[object] = ContextVar("fluxgate_in_hand", default=None)
+"""The call that this context is inside of: what is sent to a provider meanwhile is accounted for."""
 _captures: list[list[UsageEvent]] = []
 _default: dict[str, Any] = {"recorder": None, "factory": None}
 

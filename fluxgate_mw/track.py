@@ -14,7 +14,7 @@ import msgspec
 from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import get, learn_user
 from fluxgate_mw.event import TokenUsage, Tracking
-from fluxgate_mw.recorder import Call, Outcome, choose, guarded, safe_message
+from fluxgate_mw.recorder import Call, Outcome, choose, guarded, in_hand, safe_message
 from fluxgate_mw.semconv import Status
 
 __all__ = ["TrackedCall", "track"]
@@ -28,10 +28,12 @@ class TrackedCall:
     Concurrency: one task or thread.
     """
 
-    __slots__ = ("_call", "_outcome")
+    __slots__ = ("_call", "_outcome", "_outer")
 
     def __init__(self) -> None:
         self._call: Call | None = guarded("track", _begin)
+        self._outer = in_hand.get()
+        in_hand.set(self)
         self._outcome = Outcome()
 
     def usage(
@@ -85,6 +87,8 @@ class TrackedCall:
         return None if self._call is None else self._call.tracking
 
     def _end(self, error: BaseException | None) -> None:
+        if in_hand.get() is self:
+            in_hand.set(self._outer)
         if self._call is None:
             return
         outcome = self._outcome

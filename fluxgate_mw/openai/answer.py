@@ -6,18 +6,19 @@ bytes are, reading them never raises: what cannot be read is left out, and the e
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from fluxgate_mw.event import TokenUsage
-from fluxgate_mw.openai.usage import read_usage
+from fluxgate_mw.openai.estimate import delivered_texts, text_bytes
+from fluxgate_mw.openai.sse import NOT_PLAIN, event_data, plain_delta, split_events
+from fluxgate_mw.openai.usage import read_usage, reported_cost_nanos
 from fluxgate_mw.recorder import safe_message
 from fluxgate_mw.semconv import Status
 
-__all__ = ["Answer", "estimate_tokens", "split_events", "status_of", "text_bytes"]
+__all__ = ["Answer", "status_of"]
 
 _STATUS: Final[Mapping[str, Status]] = {
     "stop": "SUCCESS",
@@ -28,9 +29,7 @@ _STATUS: Final[Mapping[str, Status]] = {
     "max_output_tokens": "MAX_TOKENS",
 }
 _GRAVITY: Final[tuple[Status, ...]] = ("BLOCKED", "ERROR", "MAX_TOKENS", "SUCCESS")
-_EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
-UTF8_BYTES_PER_TOKEN: Final = 4
+_TYPED_ENDS: Final = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 
 
 class _Choice(msgspec.Struct):
@@ -81,20 +80,19 @@ def status_of(finish_reasons: Iterable[str]) -> Status:
     return next((status for status in _GRAVITY if status in statuses), "SUCCESS")
 
 
-def estimate_tokens(utf8_bytes: int) -> int:
-    """Return about how many tokens a text of that many UTF-8 bytes has: a quarter, rounded up."""
-    return -(-utf8_bytes // UTF8_BYTES_PER_TOKEN)
-
-
 class Answer:
     """What is known of one answer so far.
 
     Attributes:
         ended: The provider said that the answer is complete, cut short or failed; False while it may go on.
         delivered_bytes: UTF-8 bytes of text, tool arguments and reasoning that a stream delivered.
+        texts: What a stream delivered, where content is captured; else None.
+        cost_nanos: What the provider says that the call cost; None where it does not say.
+        state: `status` of an answer that has one (`queued`, `completed`, ...); None elsewhere.
     """
 
     __slots__ = (
+        "cost_nanos",
         "delivered_bytes",
         "ended",
         "error_message",
@@ -103,11 +101,16 @@ class Answer:
         "model",
         "response_id",
         "service_tier",
+        "state",
         "status",
+        "texts",
         "usage",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_texts: bool = False) -> None:
+        self.texts: list[str] | None = [] if keep_texts else None
+        self.cost_nanos: int | None = None
+        self.state: str | None = None
         self.response_id: str | None = None
         self.model: str | None = None
         self.service_tier: str | None = None
@@ -134,9 +137,17 @@ class Answer:
             self._finish(choice.finish_reason for choice in whole.choices or ())
         self.ended = True
 
+    def read_events(self, body: bytes) -> None:
+        """Read the body of a stream that is there as a whole."""
+        for event in split_events(body + b"\n\n")[0]:
+            self.read_event(event)
+
     def read_event(self, event: bytes) -> bool:
-        """Read one server-sent event, without its blank line; return whether it brings usage and nothing else."""
-        data = _data(event)
+        """Read one server-sent event; return whether it brings usage and nothing else."""
+        if self.response_id is not None and self.texts is None and (text := plain_delta(event)) != NOT_PLAIN:
+            self.delivered_bytes += text
+            return False
+        data = event_data(event)
         if data is None:
             return False
         if data == b"[DONE]":
@@ -159,34 +170,42 @@ class Answer:
         for choice in choices:
             if choice.finish_reason is not None:
                 self._finish((choice.finish_reason,))
-            self.delivered_bytes += text_bytes(choice.delta) + text_bytes(choice.text)
+            self._deliver(choice.delta)
+            self._deliver(choice.text)
+
+    def _deliver(self, delta: Any) -> None:
+        self.delivered_bytes += text_bytes(delta)
+        if self.texts is not None:
+            self.texts.append(delivered_texts(delta))
 
     def _take_typed(self, event: _Event) -> None:
         """Take an event of the responses API, or of another API that names its events."""
         kind = event.type if isinstance(event.type, str) else ""
         if event.response is not None:
             self._take(event.response)
-            self.ended = self.ended or kind in ("response.completed", "response.incomplete", "response.failed")
+            self.ended = self.ended or kind in _TYPED_ENDS
         elif kind == "error":
             self._fail({"message": event.message, **(event.error if isinstance(event.error, dict) else {})})
         elif isinstance(event.usage, dict) or kind.endswith((".done", ".completed")):
             self._take(event)
             self.ended = self.ended or not kind.startswith("response.")
         if "audio.delta" not in kind:
-            self.delivered_bytes += text_bytes(event.delta)
+            self._deliver(event.delta)
 
     def _take(self, part: _Whole | _Event) -> None:
         self.response_id = _text(part.id) or self.response_id
         self.model = _text(part.model) or self.model
         self.service_tier = _text(part.service_tier) or self.service_tier
         if isinstance(part.usage, dict):
-            self.usage = read_usage(part.usage)
+            self.usage = read_usage(part.usage) or self.usage
+            self.cost_nanos = reported_cost_nanos(part.usage)
         if isinstance(part.error, dict):
             self._fail(part.error)
         if isinstance(part, _Whole):
             self._take_status(part)
 
     def _take_status(self, whole: _Whole) -> None:
+        self.state = _text(whole.status)
         if whole.status == "incomplete":
             details = whole.incomplete_details
             reason = details.get("reason") if isinstance(details, dict) else None
@@ -205,27 +224,6 @@ class Answer:
 
     def _finish(self, reasons: Iterable[Any]) -> None:
         self.finish_reasons += tuple(str(reason) for reason in reasons if reason is not None)
-
-
-def _data(event: bytes) -> bytes | None:
-    """Return the data of a server-sent event; None where it has none. Source: WHATWG HTML, section 9.2.6."""
-    if event.startswith(b"data: ") and b"\n" not in event and b"\r" not in event:
-        return event[6:]
-    lines = [line[5:].removeprefix(b" ") for line in _LINE_END.split(event) if line.startswith(b"data:")]
-    return b"\n".join(lines) if lines else None
-
-
-def split_events(buffered: bytes) -> tuple[list[bytes], bytes]:
-    """Return the whole events at the start of `buffered`, each with its blank line, and the rest."""
-    if b"\r" not in buffered:
-        pieces = buffered.split(b"\n\n")
-        rest = pieces.pop()
-        return [piece + b"\n\n" for piece in pieces], rest
-    events, start = [], 0
-    for match in _EVENT_END.finditer(buffered):
-        events.append(buffered[start : match.end()])
-        start = match.end()
-    return events, buffered[start:]
 
 
 def _tolerated(body: bytes, kind: type[Any]) -> Any:
@@ -247,17 +245,3 @@ def _tolerated(body: bytes, kind: type[Any]) -> Any:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-def text_bytes(value: Any) -> int:
-    """Return the UTF-8 bytes of the texts in a prompt or a delta: content, refusal, reasoning, tools; not images."""
-    if isinstance(value, str):
-        return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, dict):
-        return sum(text_bytes(part) for key, part in value.items() if key not in _NO_TEXT)
-    if isinstance(value, list):
-        return sum(map(text_bytes, value))
-    return 0
-
-
-_NO_TEXT: Final = frozenset({"role", "id", "type", "index", "audio", "input_audio", "image_url", "file", "file_data"})

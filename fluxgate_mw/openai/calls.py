@@ -8,27 +8,34 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Mapping
-from contextvars import ContextVar
 from typing import Any, Final
 
 import msgspec
 
+from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import Ambient, get
 from fluxgate_mw.event import TokenUsage
-from fluxgate_mw.openai.answer import Answer, estimate_tokens, text_bytes
-from fluxgate_mw.openai.hosts import OPERATIONS, asks_for_usage
+from fluxgate_mw.openai import unfinished
+from fluxgate_mw.openai.answer import Answer
+from fluxgate_mw.openai.content import asked_content, delivered_content, whole_content
+from fluxgate_mw.openai.estimate import estimate_tokens, text_bytes
+from fluxgate_mw.openai.hosts import OPERATIONS, asks_for_usage, operation_of, uncovered_kind
 from fluxgate_mw.openai.tracking import register
+from fluxgate_mw.openai.usage import usd_to_nanos
 from fluxgate_mw.openai.watch import Watch, watch
-from fluxgate_mw.recorder import Call, Outcome, Recorder, choose, safe_message
+from fluxgate_mw.recorder import Call, Outcome, Recorder, choose, in_hand, safe_message
 from fluxgate_mw.semconv import Status, UsageSource
 
-__all__ = ["OpenAICall", "Origin", "active", "begin"]
-
-active: ContextVar[OpenAICall | None] = ContextVar("fluxgate_openai_call", default=None)
-"""The call that is inside the client's `request` now: a nested `request` belongs to it."""
+__all__ = ["OpenAICall", "Origin", "Retrieval", "begin"]
 
 _GIVEN_UP: Final = (CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 _PROMPTS: Final = ("messages", "input", "instructions", "prompt", "tools")
+_COUNTS_BOTH: Final = frozenset({"chat", "text_completion"})
+_PENDING: Final = frozenset({"queued", "in_progress"})
+_BINARY: Final = ("audio/", "image/", "video/", "application/octet-stream")
+_COST_HEADER: Final = "x-litellm-response-cost"
+"""Source: https://docs.litellm.ai/docs/proxy/response_headers (read 2026-11); USD."""
+_FILTERED: Final = ("content_filter", "content_policy_violation", "moderation_blocked")
 _NO_BODY: Final[Mapping[str, Any]] = {}
 
 
@@ -43,13 +50,16 @@ class _Ending(msgspec.Struct, frozen=True):
 class OpenAICall(Call):
     """A call of the OpenAI client, with what of its request and response is still needed."""
 
-    __slots__ = ("_body", "_http_status", "_retries", "hide_usage", "response")
+    __slots__ = ("_http_status", "_output", "_reported_nanos", "_retries", "body", "client", "hide_usage", "response")
 
     def __init__(self, recorder: Recorder, ambient: Ambient, body: Mapping[str, Any], **fields: Any) -> None:
         super().__init__(recorder, ambient, **fields)
-        self._body = body
+        self.body = body
         self._http_status: int | None = None
+        self._output: str | None = None
+        self._reported_nanos: int | None = None
         self._retries = 0
+        self.client: Any = None
         self.hide_usage = False
         self.response: Any = None
 
@@ -60,19 +70,19 @@ class OpenAICall(Call):
     def answered(self, result: object) -> bool:
         """The client returned: end the call, or follow the body that is still to be read. Always True."""
         response = self.response or getattr(result, "http_response", result)
-        self.response = None
-        self._http_status = getattr(response, "status_code", None)
+        self.response = self.client = None
+        self._heard(response)
         if self.stream or not hasattr(response, "_content"):
             self._follow(response)
         else:
-            answer = _read(response)
+            answer = self._read(response)
             self._finish(answer, _Ending(answer.outcome_status(), answer.error_type, answer.error_message))
         register(result, self)
         return True
 
     def failed(self, error: BaseException) -> None:
         """The client raised: before an answer came, or over one that it could not make a result of."""
-        response, self.response = self.response, None
+        response, self.response, self.client = self.response, None, None
         ending = _failure(error)
         if self._retries == 0:
             self._retries = ending.retries
@@ -80,13 +90,17 @@ class OpenAICall(Call):
             self._http_status = ending.http_status
             self._finish(Answer(), ending)
             return
-        self._http_status = response.status_code
-        answer = _read(response)
+        self._heard(response)
+        answer = self._read(response)
         status = answer.outcome_status()
-        self._finish(answer, msgspec.structs.replace(ending, status="ERROR" if status == "SUCCESS" else status))
+        if ending.status == "ERROR" and status != "SUCCESS":
+            ending = msgspec.structs.replace(ending, status=status)
+        self._finish(answer, ending)
 
     def ended(self, answer: Answer, error: BaseException | None, exhausted: bool) -> None:  # noqa: FBT001
         """The body was read to its end, given up, or broke off."""
+        if self.stream and not answer.ended and self._waits(answer):
+            return
         complete = answer.ended or (exhausted and (bool(answer.finish_reasons) or not self.stream))
         if error is not None and not answer.ended:
             ending = _failure(error)
@@ -98,26 +112,63 @@ class OpenAICall(Call):
             ending = _Ending("CANCELLED")
         self._finish(answer, ending, estimate=self.stream and not complete)
 
+    def completed(self, answer: Answer) -> None:
+        """The answer of a background create was retrieved."""
+        self._finish(answer, _Ending(answer.outcome_status(), answer.error_type, answer.error_message))
+
+    def give_up(self) -> None:
+        """The answer of a background create will not be seen here."""
+        diagnostics.note("not_covered_background", "a background response was never retrieved; its usage is not known")
+        self._finish(Answer(), _Ending("SUCCESS"))
+
+    def _heard(self, response: Any) -> None:
+        self._http_status = getattr(response, "status_code", None)
+        headers = getattr(response, "headers", _NO_BODY)
+        if _COST_HEADER in headers:
+            self._reported_nanos = usd_to_nanos(headers[_COST_HEADER])
+
+    def _read(self, response: Any) -> Answer:
+        if self.recorder.settings.capture_content:
+            self._output = whole_content(response.content)
+        return _read(response)
+
     def _follow(self, response: Any) -> None:
-        if not hasattr(response, "iter_bytes"):
+        content_type = response.headers.get("content-type", "") if hasattr(response, "iter_bytes") else "audio/"
+        if not self.stream and content_type.startswith(_BINARY):
             self._finish(Answer(), _Ending("SUCCESS"))
             return
-        content_type = response.headers.get("content-type", "")
         sse = self.stream or "event-stream" in content_type
-        if sse or "json" in content_type:
-            watch(response, Watch(self.ended, self.first_chunk, sse=sse, hide_usage=self.hide_usage))
-        else:
-            self._finish(Answer(), _Ending("SUCCESS"))
+        keep_texts = self.recorder.settings.capture_content
+        following = Watch(self.ended, self.first_chunk, sse=sse, hide_usage=self.hide_usage, keep_texts=keep_texts)
+        watch(response, following)
+
+    def _waits(self, answer: Answer) -> bool:
+        """Say whether the answer goes on in the background; the call then stays open until it is retrieved."""
+        if answer.response_id is None or self.body.get("background") is not True:
+            return False
+        if answer.state not in _PENDING:
+            return False
+        ambient = self.ambient.resolved()
+        user, source = ambient.resolve_user()
+        self.ambient = msgspec.structs.replace(ambient, user=user, user_source=source)
+        unfinished.hold(answer.response_id, self)
+        return True
 
     def _finish(self, answer: Answer, ending: _Ending, *, estimate: bool = False) -> None:
+        if answer.state in _PENDING and ending.error_type is None and self._waits(answer):
+            return
         usage = answer.usage
         source: UsageSource = "none" if usage is None else "provider"
+        unpriced = None
+        if usage is not None and None in (usage.input_tokens, usage.output_tokens) and self.operation in _COUNTS_BOTH:
+            unpriced = "the usage is incomplete"
         if usage is None and estimate:
-            prompt_bytes = sum(text_bytes(self._body.get(name)) for name in _PROMPTS)
+            prompt_bytes = sum(text_bytes(self.body.get(name)) for name in _PROMPTS)
             usage = TokenUsage(estimate_tokens(prompt_bytes), estimate_tokens(answer.delivered_bytes))
             source = "estimated"
-        tier = answer.service_tier or self._body.get("service_tier")
-        self._body = _NO_BODY
+        tier = answer.service_tier or self.body.get("service_tier")
+        asked = asked_content(self.body) if self.recorder.settings.capture_content else None
+        self.body = _NO_BODY
         self.end(
             Outcome(
                 status=ending.status,
@@ -131,8 +182,56 @@ class OpenAICall(Call):
                 retries=self._retries,
                 usage=usage,
                 usage_source=source,
+                unpriced_reason=unpriced,
+                reported_nanos=self._reported_nanos if answer.cost_nanos is None else answer.cost_nanos,
+                asked=asked,
+                answered=self._output if answer.texts is None else delivered_content(answer.texts),
             )
         )
+
+
+class Retrieval:
+    """A GET that may bring the answer of a background create; no call of its own.
+
+    Args:
+        client: The client that sends it.
+    """
+
+    __slots__ = ("client", "response", "tracking")
+
+    def __init__(self, client: Any) -> None:
+        self.client: Any = client
+        self.response: Any = None
+        self.tracking: None = None
+
+    def responded(self, response: Any, retries: int) -> None:  # noqa: ARG002  (as of `OpenAICall`)
+        """See `OpenAICall`."""
+        self.response = response
+
+    def answered(self, result: object) -> bool:  # noqa: ARG002  (as of `OpenAICall`)
+        """Take the answer where it is there, else follow it. Always True."""
+        response, self.response, self.client = self.response, None, None
+        if hasattr(response, "_content"):
+            self.ended(_read(response), None, True)
+        elif response is not None:
+            sse = "event-stream" in response.headers.get("content-type", "")
+            watch(response, Watch(self.ended, _nothing, sse=sse, hide_usage=False))
+        return True
+
+    def failed(self, error: BaseException) -> None:  # noqa: ARG002  (as of `OpenAICall`)
+        """See `OpenAICall`: the create is still open."""
+        self.response = self.client = None
+
+    def ended(self, answer: Answer, error: BaseException | None, exhausted: bool) -> None:  # noqa: ARG002, FBT001
+        """Complete the call that the answer belongs to, if it is complete."""
+        if answer.ended and answer.state is not None and answer.state not in _PENDING:
+            call = unfinished.release(answer.response_id)
+            if isinstance(call, OpenAICall):
+                call.completed(answer)
+
+
+def _nothing() -> None:
+    """Do nothing at the first chunk."""
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -146,7 +245,7 @@ class Origin(msgspec.Struct, frozen=True):
     fallback: Recorder | None = None
 
 
-def begin(client: Any, options: Any, stream: bool, origin: Origin) -> tuple[OpenAICall, Any] | None:  # noqa: FBT001
+def begin(client: Any, options: Any, stream: bool, origin: Origin) -> tuple[OpenAICall | Retrieval, Any] | None:  # noqa: FBT001
     """Return the call that a `request` starts and the options to send it with; None where it is no call of ours.
 
     Args:
@@ -155,34 +254,66 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> tuple[Open
         stream: The caller asked for a stream.
         origin: Who asks.
     """
-    running = active.get()
-    path = options.url.partition("?")[0]
-    operation = OPERATIONS.get(path)
-    if operation is None or options.method.lower() != "post" or (running is not None and running.tracking is None):
+    running = in_hand.get()
+    if isinstance(running, OpenAICall | Retrieval) and running.client is client:
         return None
+    path = options.url.partition("?")[0]
+    if options.method.lower() != "post":
+        return (Retrieval(client), options) if path.startswith("/responses/") and unfinished.any_open() else None
+    operation = OPERATIONS.get(path)
+    if operation is None:
+        operation, path = operation_of(path) or (None, path)
+        if operation is None:
+            return _not_a_call(client, path, options)
     ambient = origin.ambient or get()
     chosen = choose(origin.recorder, ambient, origin.fallback)
     if chosen is None:
         return None
-    body = options.json_data if isinstance(options.json_data, Mapping) else _NO_BODY
-    base_url = client.base_url
-    provider = chosen.provider_of(base_url.host, base_url.port)
-    model = body.get("model")
-    call = OpenAICall(
-        chosen,
-        ambient,
-        body,
-        provider=provider,
-        operation=operation,
-        api_path=path,
-        model=model if isinstance(model, str) else None,
+    return _begin(
+        client,
+        options,
+        stream,
+        OpenAICall(
+            chosen, ambient, _body_of(options), provider=_provider(client, chosen), operation=operation, api_path=path
+        ),
     )
+
+
+def _begin(client: Any, options: Any, stream: bool, call: OpenAICall) -> tuple[OpenAICall, Any]:  # noqa: FBT001
+    body = call.body
+    model, user = body.get("model"), body.get("user")
+    call.client = client
     call.stream = stream
-    user = body.get("user")
+    call.model = model if isinstance(model, str) else None
     call.user_parameter = user if isinstance(user, str) else None
-    if stream and asks_for_usage(provider, path, getattr(client, "_api_version", None)):
+    if call.operation == "batch":
+        diagnostics.note("not_covered_batch_results", "a batch was created; what its requests use is not recorded")
+    if stream and asks_for_usage(call.provider or "", call.api_path or "", getattr(client, "_api_version", None)):
         options = _asking_for_usage(call, options, body)
     return call, options
+
+
+def _not_a_call(client: Any, path: str, options: Any) -> tuple[Retrieval, Any] | None:
+    kind = uncovered_kind(path)
+    if kind is not None:
+        diagnostics.note(kind, f"{kind.removeprefix('not_covered_')}: seen, but what it uses is not recorded")
+    if path.startswith("/responses/") and unfinished.any_open():
+        return Retrieval(client), options
+    return None
+
+
+def _body_of(options: Any) -> Mapping[str, Any]:
+    body = options.json_data if isinstance(options.json_data, Mapping) else _NO_BODY
+    extra = getattr(options, "extra_json", None)
+    return {**body, **extra} if isinstance(extra, Mapping) and extra else body
+
+
+def _provider(client: Any, recorder: Recorder) -> str:
+    """Return the provider by host; an Azure client that talks to a host that is not known talks to Azure."""
+    base_url = client.base_url
+    host = base_url.host
+    provider = recorder.provider_of(host, base_url.port)
+    return "azure" if provider.partition(":")[0] == host and hasattr(client, "_azure_endpoint") else provider
 
 
 def _asking_for_usage(call: OpenAICall, options: Any, body: Mapping[str, Any]) -> Any:
@@ -190,7 +321,10 @@ def _asking_for_usage(call: OpenAICall, options: Any, body: Mapping[str, Any]) -
     if not isinstance(asked, Mapping | None) or (asked and asked.get("include_usage") is not None):
         return options
     copied = options.model_copy() if hasattr(options, "model_copy") else options.copy()
-    copied.json_data = {**body, "stream_options": {**(asked or {}), "include_usage": True}}
+    extra = getattr(options, "extra_json", None)
+    place = "extra_json" if isinstance(extra, Mapping) and "stream_options" in extra else "json_data"
+    given = getattr(options, place)
+    setattr(copied, place, {**given, "stream_options": {**(asked or {}), "include_usage": True}})
     call.hide_usage = True
     return copied
 
@@ -198,8 +332,11 @@ def _asking_for_usage(call: OpenAICall, options: Any, body: Mapping[str, Any]) -
 def _read(response: Any) -> Answer:
     answer = Answer()
     body = response.content
-    if body.lstrip()[:1] == b"{":
+    start = body[:64].lstrip()
+    if start[:1] == b"{":
         answer.read_whole(body)
+    elif start.startswith((b"data:", b"event:", b"id:", b":")):
+        answer.read_events(body)
     return answer
 
 
@@ -214,7 +351,7 @@ def _failure(error: BaseException) -> _Ending:
     request = getattr(error, "request", None)
     retries = request.headers.get("x-stainless-retry-count", "") if request is not None else ""
     return _Ending(
-        "BLOCKED" if fields.get("code") == "content_filter" else "ERROR",
+        "BLOCKED" if fields.get("code") in _FILTERED else "ERROR",
         name,
         safe_message(message) if isinstance(message, str) else None,
         getattr(error, "status_code", None),

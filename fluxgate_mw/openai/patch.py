@@ -20,9 +20,11 @@ from openai._response import BaseAPIResponse
 
 from fluxgate_mw.ambient import learn_user
 from fluxgate_mw.errors import InstrumentationError
-from fluxgate_mw.openai.calls import OpenAICall, Origin, active, begin
+from fluxgate_mw.openai import unfinished
+from fluxgate_mw.openai.calls import OpenAICall, Origin, Retrieval, begin
 from fluxgate_mw.openai.tracking import FLUXGATE
-from fluxgate_mw.recorder import Outcome, Recorder, guarded
+from fluxgate_mw.openai.uncovered import replacements
+from fluxgate_mw.recorder import Outcome, Recorder, guarded, in_hand
 from fluxgate_mw.types import HasRecorder
 
 __all__ = ["arequested", "instrument_openai", "requested", "uninstrument_openai"]
@@ -39,14 +41,15 @@ def requested(send: Callable[[Any], Any], client: Any, options: Any, stream: boo
     if began is None:
         return send(options)
     call, options = began
-    active.set(call)
+    outer = in_hand.get()
+    in_hand.set(call)
     try:
         result = send(options)
     except BaseException as error:
         guarded("openai", call.failed, error)
         raise
     finally:
-        active.set(None)
+        in_hand.set(outer)
     _answered(call, result)
     return result
 
@@ -64,20 +67,21 @@ async def arequested(
     if began is None:
         return await send(options)
     call, options = began
-    active.set(call)
+    outer = in_hand.get()
+    in_hand.set(call)
     try:
         result = await send(options)
     except BaseException as error:
         guarded("openai", call.failed, error)
         raise
     finally:
-        active.set(None)
+        in_hand.set(outer)
     _answered(call, result)
     return result
 
 
-def _answered(call: OpenAICall, result: object) -> None:
-    if guarded("openai", call.answered, result) is None:
+def _answered(call: OpenAICall | Retrieval, result: object) -> None:
+    if guarded("openai", call.answered, result) is None and isinstance(call, OpenAICall):
         guarded("openai", call.end, Outcome())
 
 
@@ -91,6 +95,7 @@ class _Patch:
         self._lock = threading.Lock()
         self._asked: dict[object, Recorder | None] = {}
         self._replaced: list[tuple[type, str, Any, Any]] = []
+        self._covered: list[tuple[type, str, Any, Any]] = []
 
     @property
     def origin(self) -> Origin | None:
@@ -104,6 +109,7 @@ class _Patch:
         token = object()
         with self._lock:
             if not self._asked:
+                self._restore()
                 self._install()
             self._asked[token] = recorder
             self._choose_origin()
@@ -112,19 +118,18 @@ class _Patch:
     def clear(self) -> None:
         """Take every request back."""
         with self._lock:
-            if self._asked:
-                self._asked.clear()
-                self._restore()
+            self._asked.clear()
             self._choose_origin()
+            self._restore()
 
     def _withdraw(self, token: object) -> None:
         with self._lock:
             if token not in self._asked:
                 return
             del self._asked[token]
+            self._choose_origin()
             if not self._asked:
                 self._restore()
-            self._choose_origin()
 
     def _choose_origin(self) -> None:
         recorders = [recorder for recorder in self._asked.values() if recorder is not None]
@@ -141,27 +146,34 @@ class _Patch:
         for answer in _ANSWERS:
             if "fluxgate" not in answer.__dict__:
                 self._replace(answer, "fluxgate", FLUXGATE)
+        for owner, name, replacement in replacements(self._replace):
+            self._replace(owner, name, replacement)
 
     def _replace(self, owner: type, name: str, replacement: Any) -> None:
         self._replaced.append((owner, name, owner.__dict__.get(name), replacement))
         setattr(owner, name, replacement)
 
     def _restore(self) -> None:
-        """Put back the very objects found, where nobody has replaced ours since; there ours passes through."""
-        while self._replaced:
-            owner, name, original, replacement = self._replaced.pop()
-            if owner.__dict__.get(name) is not replacement:
-                continue
-            if original is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, original)
+        """Put back the very objects found.
+
+        Where somebody has wrapped ours since, ours passes through; once he is gone the next call puts it back.
+        """
+        self._covered = [entry for entry in (*self._covered, *reversed(self._replaced)) if not _put_back(*entry)]
+        self._replaced.clear()
+        unfinished.end_all()
+
+    def settle(self) -> None:
+        """Put back what somebody had wrapped when the patch was taken back, where he is gone now."""
+        if self._covered:
+            with self._lock:
+                self._covered = [entry for entry in self._covered if not _put_back(*entry)]
 
     def _sync_request(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def request(client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
             origin = self._origin
             if origin is None:
+                self.settle()
                 return original(client, cast_to, options, *args, **kwargs)
 
             def send(final: Any) -> Any:
@@ -176,6 +188,7 @@ class _Patch:
         async def request(client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
             origin = self._origin
             if origin is None:
+                self.settle()
                 return await original(client, cast_to, options, *args, **kwargs)
 
             def send(final: Any) -> Awaitable[Any]:
@@ -186,13 +199,24 @@ class _Patch:
         return request
 
 
+def _put_back(owner: type, name: str, original: Any, replacement: Any) -> bool:
+    """Put the original back if ours is what is there; return whether it was."""
+    if owner.__dict__.get(name) is not replacement:
+        return False
+    if original is None:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, original)
+    return True
+
+
 def _process_response(original: Callable[..., Any]) -> Callable[..., Any]:
     """Return the client's method, sync or async alike, telling the running call of its response."""
 
     @functools.wraps(original)
     def process_response(client: Any, *args: Any, **kwargs: Any) -> Any:
-        call = active.get()
-        if call is not None and "response" in kwargs:
+        call = in_hand.get()
+        if isinstance(call, OpenAICall | Retrieval) and "response" in kwargs:
             call.responded(kwargs["response"], kwargs.get("retries_taken", 0))
         return original(client, *args, **kwargs)
 

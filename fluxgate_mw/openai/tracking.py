@@ -38,7 +38,8 @@ def tracking(answer: object) -> Tracking | None:
     """Return what is known of a tracked call.
 
     Args:
-        answer: A completion or any other answer, a stream, or a raw response, as the client returned it.
+        answer: A completion or any other answer, a stream, a stream helper, or a raw response, as the client
+            returned it.
 
     Returns:
         Status, cost and the id of the event; None where the call is not tracked, or a stream that has not ended.
@@ -47,7 +48,8 @@ def tracking(answer: object) -> Tracking | None:
     """
     known = _calls.get(id(answer))
     if known is None or known[0]() is not answer:
-        return None
+        inner = getattr(answer, "_raw_stream", None)
+        return None if inner is None else tracking(inner)
     found = known[1]
     return found.tracking if isinstance(found, Call) else found
 

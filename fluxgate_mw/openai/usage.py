@@ -8,28 +8,36 @@ https://api-docs.deepseek.com/guides/kv_cache (read 2026-11).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from typing import Any, Final
 
-from fluxgate_mw.event import TokenUsage
+from fluxgate_mw import diagnostics
+from fluxgate_mw.event import NANOS_PER_USD, TokenUsage
 
-__all__ = ["read_usage"]
+__all__ = ["read_usage", "reported_cost_nanos", "usd_to_nanos"]
 
 MOST: Final = 2**53
 _NO_DETAILS: Final[Mapping[str, Any]] = {}
 
 
-def read_usage(usage: Mapping[str, Any]) -> TokenUsage:
+def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
     """Return the token counts of a usage block, in either dialect (`prompt_tokens` or `input_tokens`).
 
-    Guarantees: never raises; a count that is missing or absurd, and a part that is larger than its whole, is None.
+    Returns:
+        None where it counts no tokens at all (transcriptions may be counted in seconds).
+
+    Guarantees: never raises; a count that is missing or absurd, and a part that is larger than its whole, is None,
+    and the absurd ones are noted as `absurd_usage`.
 
     Example:
-        >>> read_usage({"prompt_tokens": 9, "completion_tokens": -1}).output_tokens is None
-        True
+        >>> read_usage({"prompt_tokens": 9, "completion_tokens": 3}).output_tokens
+        3
     """
     chat = "prompt_tokens" in usage or "completion_tokens" in usage
-    total_in = _count(usage.get("prompt_tokens" if chat else "input_tokens"))
-    total_out = _count(usage.get("completion_tokens" if chat else "output_tokens"))
+    total_in = _noted(usage.get("prompt_tokens" if chat else "input_tokens"))
+    total_out = _noted(usage.get("completion_tokens" if chat else "output_tokens"))
+    if total_in is None and total_out is None:
+        return None
     inside_in = _details(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     inside_out = _details(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
     cached = _part(inside_in.get("cached_tokens", usage.get("prompt_cache_hit_tokens")), total_in)
@@ -65,6 +73,43 @@ def _count(value: Any) -> int | None:
     return None
 
 
-def _part(value: Any, whole: int | None) -> int | None:
+def _noted(value: Any) -> int | None:
     count = _count(value)
-    return None if count is None or whole is None or count > whole else count
+    if count is None and value is not None:
+        diagnostics.note("absurd_usage", "a provider reported a token count that cannot be; it is taken as unknown")
+    return count
+
+
+def _part(value: Any, whole: int | None) -> int | None:
+    if value is None or whole is None:
+        return None
+    count = _noted(value)
+    if count is not None and count > whole:
+        diagnostics.note("absurd_usage", "a provider reported more tokens in a part than in the whole; left out")
+        return None
+    return count
+
+
+def reported_cost_nanos(usage: Mapping[str, Any]) -> int | None:
+    """Return what the usage block says that the call cost; None where it does not say.
+
+    With a key of one's own (`is_byok`) the gateway's fee and the provider's bill add up.
+
+    Source: https://openrouter.ai/docs/use-cases/usage-accounting (read 2026-11).
+    """
+    cost = usd_to_nanos(usage.get("cost"))
+    if cost is None or usage.get("is_byok") is not True:
+        return cost
+    upstream = usd_to_nanos(_details(usage, "cost_details").get("upstream_inference_cost"))
+    return None if upstream is None else cost + upstream
+
+
+def usd_to_nanos(value: Any) -> int | None:
+    """Return USD, as a number or a numeral, in nano-USD; None for what is no amount."""
+    if value is None or not isinstance(value, int | float | str) or isinstance(value, bool):
+        return None
+    try:
+        nanos = (Decimal(str(value)) * NANOS_PER_USD).to_integral_value(ROUND_HALF_EVEN)
+    except InvalidOperation:
+        return None
+    return int(nanos) if nanos.is_finite() and 0 <= nanos <= MOST else None

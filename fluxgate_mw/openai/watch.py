@@ -12,7 +12,9 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
-from fluxgate_mw.openai.answer import Answer, split_events
+from fluxgate_mw import diagnostics
+from fluxgate_mw.openai.answer import Answer
+from fluxgate_mw.openai.sse import NOT_PLAIN, plain_delta, split_events, without_null_usage
 from fluxgate_mw.recorder import guarded
 
 __all__ = ["Watch", "watch"]
@@ -28,23 +30,39 @@ class Watch:
 
     Args:
         end: Called once, with the answer, the error that broke it (or None), and whether it was read to its end.
-        first: Called at each chunk; notes the first.
+        first: Called at the first chunk.
         sse: The body is server-sent events; else JSON.
         hide_usage: We asked for usage on the caller's behalf: keep what that adds from him.
+        keep_texts: Keep the texts that a stream delivers.
 
     Concurrency: one reader at a time, as for the response itself.
     """
 
-    __slots__ = ("_blind", "_end", "_first", "_held", "_hide_usage", "_sse", "answer", "done", "inside", "seen")
+    __slots__ = (
+        "_blind",
+        "_body",
+        "_end",
+        "_first",
+        "_held",
+        "_hide_usage",
+        "_sse",
+        "answer",
+        "done",
+        "inside",
+        "seen",
+    )
 
-    def __init__(self, end: End, first: Callable[[], None], *, sse: bool, hide_usage: bool) -> None:
+    def __init__(
+        self, end: End, first: Callable[[], None], *, sse: bool, hide_usage: bool, keep_texts: bool = False
+    ) -> None:
         self._end = end
         self._first = first
         self._sse = sse
         self._hide_usage = hide_usage
         self._held = b""
+        self._body = bytearray()
         self._blind = False
-        self.answer = Answer()
+        self.answer = Answer(keep_texts=keep_texts)
         self.done = False
         self.inside = False
         self.seen = False
@@ -53,12 +71,20 @@ class Watch:
         """Read a chunk and return what of it the caller gets now."""
         if self._blind:
             return chunk
-        self.seen = True
-        self._first()
+        if not self.seen:
+            self.seen = True
+            self._first()
         held = self._held
-        passed = guarded("openai_stream", self._read, chunk)
+        if not held and (text := self._plain(chunk)) >= 0:
+            self.answer.delivered_bytes += text
+            return without_null_usage(chunk) if self._hide_usage else chunk
+        if len(held) + len(self._body) + len(chunk) > MOST_HELD_BYTES:
+            diagnostics.note("answer_too_large", "an answer is too large to be looked at; its usage is not known")
+            passed = None
+        else:
+            passed = guarded("openai_stream", self._read, chunk)
         if passed is None:
-            self._held, self._blind = b"", True
+            self._held, self._body, self._blind = b"", bytearray(), True
             return held + chunk if self._hide_usage else chunk
         return passed
 
@@ -68,9 +94,11 @@ class Watch:
         if self._blind:
             return b""
         if not self._sse:
-            guarded("openai_stream", self.answer.read_whole, held)
+            guarded("openai_stream", self.answer.read_whole, bytes(self._body))
             return b""
-        if held:
+        if held.lstrip()[:1] == b"{":
+            guarded("openai_stream", self.answer.read_whole, held)
+        elif held:
             guarded("openai_stream", self.answer.read_event, held)
         return held if self._hide_usage else b""
 
@@ -78,27 +106,28 @@ class Watch:
         """End the call, the first time."""
         if not self.done:
             self.done = True
-            self._held = b""
+            self._held, self._body = b"", bytearray()
             guarded("openai_stream", self._end, self.answer, error, exhausted)
 
+    def _plain(self, chunk: bytes) -> int:
+        """Return the bytes of text of a chunk that is one event with nothing else to see; negative elsewhere."""
+        answer = self.answer
+        if answer.response_id is None or answer.texts is not None or chunk.find(b"\n\n") != len(chunk) - 2:
+            return NOT_PLAIN
+        return plain_delta(chunk)
+
     def _read(self, chunk: bytes) -> bytes:
-        if len(self._held) + len(chunk) > MOST_HELD_BYTES:
-            raise OverflowError
-        buffered = self._held + chunk if self._held else chunk
         if not self._sse:
-            self._held = buffered
+            self._body += chunk
             return chunk
+        buffered = self._held + chunk if self._held else chunk
         events, self._held = split_events(buffered)
+        read_event = self.answer.read_event
         if not self._hide_usage:
             for event in events:
-                self.answer.read_event(event.rstrip(b"\r\n"))
+                read_event(event)
             return chunk
-        return b"".join(map(self._shown, events))
-
-    def _shown(self, event: bytes) -> bytes:
-        if self.answer.read_event(event.rstrip(b"\r\n")):
-            return b""
-        return event.replace(b',"usage":null', b"")
+        return b"".join([without_null_usage(event) for event in events if not read_event(event)])
 
 
 _watched: dict[int, tuple[weakref.ref[Any], Watch]] = {}
@@ -144,7 +173,7 @@ def _watched_class(base: type) -> type:
 def _make_watched_class(base: Any) -> type:
 
     def reduce(self: Any, _protocol: object) -> Any:
-        return copyreg.__newobj__, (base,), self.__getstate__()  # type: ignore[attr-defined]
+        return copyreg._reconstructor, (base, object, None), self.__getstate__()  # type: ignore[attr-defined]  # noqa: SLF001
 
     names = ("__qualname__", "__module__", "__doc__")
     namespace = {name: getattr(base, name) for name in names} | _sync_methods(base) | _async_methods(base)
@@ -152,78 +181,86 @@ def _make_watched_class(base: Any) -> type:
 
 
 def _sync_methods(base: Any) -> dict[str, Any]:
-    def iter_bytes(self: Any, chunk_size: int | None = None) -> Iterator[bytes]:
-        watch = _of(self)
-        if watch is None or watch.done:
-            yield from base.iter_bytes(self, chunk_size)
-            return
-        chunks = base.iter_bytes(self, chunk_size)
+    def followed(self: Any, watch: Watch, chunks: Iterator[bytes]) -> Iterator[bytes]:
         try:
-            while (chunk := _next(watch, chunks)) is not None:
+            while True:
+                watch.inside = True
+                chunk = next(chunks, None)
+                watch.inside = False
+                if chunk is None:
+                    break
                 if passed := watch.feed(chunk):
                     yield passed
             if rest := watch.flush():
                 yield rest
             watch.finish(exhausted=True)
         except BaseException as error:
+            watch.inside = False
             watch.finish(None if isinstance(error, GeneratorExit) else error)
             raise
         finally:
             _release(self, base)
+
+    def iter_bytes(self: Any, chunk_size: int | None = None) -> Iterator[bytes]:
+        watch, chunks = _of(self), base.iter_bytes(self, chunk_size)
+        return chunks if watch is None or watch.done else followed(self, watch, chunks)
+
+    def iter_raw(self: Any, chunk_size: int | None = None) -> Iterator[bytes]:
+        watch, chunks = _of(self), base.iter_raw(self, chunk_size)
+        return followed(self, watch, chunks) if watch is not None and _is_read_raw(self, watch) else chunks
 
     def close(self: Any) -> None:
         base.close(self)
         _closed(self, base)
 
-    return {"iter_bytes": iter_bytes, "close": close}
+    return {"iter_bytes": iter_bytes, "iter_raw": iter_raw, "close": close}
 
 
 def _async_methods(base: Any) -> dict[str, Any]:
-    async def aiter_bytes(self: Any, chunk_size: int | None = None) -> AsyncIterator[bytes]:
-        watch = _of(self)
-        chunks = base.aiter_bytes(self, chunk_size)
-        if watch is None or watch.done:
-            async for chunk in chunks:
-                yield chunk
-            return
+    async def followed(self: Any, watch: Watch, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         try:
-            while (chunk := await _anext(watch, chunks)) is not None:
+            while True:
+                watch.inside = True
+                chunk = await anext(chunks, None)
+                watch.inside = False
+                if chunk is None:
+                    break
                 if passed := watch.feed(chunk):
                     yield passed
             if rest := watch.flush():
                 yield rest
             watch.finish(exhausted=True)
         except BaseException as error:
+            watch.inside = False
             watch.finish(None if isinstance(error, GeneratorExit) else error)
             raise
         finally:
             _release(self, base)
 
+    def aiter_bytes(self: Any, chunk_size: int | None = None) -> AsyncIterator[bytes]:
+        watch, chunks = _of(self), base.aiter_bytes(self, chunk_size)
+        return chunks if watch is None or watch.done else followed(self, watch, chunks)
+
+    def aiter_raw(self: Any, chunk_size: int | None = None) -> AsyncIterator[bytes]:
+        watch, chunks = _of(self), base.aiter_raw(self, chunk_size)
+        return followed(self, watch, chunks) if watch is not None and _is_read_raw(self, watch) else chunks
+
     async def aclose(self: Any) -> None:
         await base.aclose(self)
         _closed(self, base)
 
-    return {"aiter_bytes": aiter_bytes, "aclose": aclose}
+    return {"aiter_bytes": aiter_bytes, "aiter_raw": aiter_raw, "aclose": aclose}
+
+
+def _is_read_raw(response: Any, watch: Watch) -> bool:
+    """Say whether it is the caller who asks for the raw bytes, and they are not compressed."""
+    return not (watch.done or watch.inside or "content-encoding" in response.headers)
 
 
 def _closed(response: Any, base: type) -> None:
     watch = _of(response)
     if watch is not None and not watch.inside:
-        watch.finish(exhausted=response.is_stream_consumed and not watch.seen)
+        unread = response.is_stream_consumed and not watch.seen
+        watch.answer.ended = watch.answer.ended or unread
+        watch.finish(exhausted=unread)
         _release(response, base)
-
-
-def _next(watch: Watch, chunks: Iterator[bytes]) -> bytes | None:
-    watch.inside = True
-    try:
-        return next(chunks, None)
-    finally:
-        watch.inside = False
-
-
-async def _anext(watch: Watch, chunks: AsyncIterator[bytes]) -> bytes | None:
-    watch.inside = True
-    try:
-        return await anext(chunks, None)
-    finally:
-        watch.inside = False

@@ -14,10 +14,11 @@ import msgspec
 from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.pricing.hosts import provider_of_host
 from fluxgate_mw.pricing.override import CostOverride
+from fluxgate_mw.pricing.price_file import PriceFile
 from fluxgate_mw.pricing.rates import Sheet, UnpricedError, cost_nanos, overlay
 from fluxgate_mw.pricing.table import index, tariff_of
 
-__all__ = ["CostOverride", "Price", "price", "provider_of_host", "table_version"]
+__all__ = ["CostOverride", "Price", "PriceFile", "price", "provider_of_host", "table_version"]
 
 
 class Price(msgspec.Struct, frozen=True, gc=False):
@@ -51,6 +52,7 @@ def price(
     at: datetime,
     service_tier: str | None = None,
     override: CostOverride | None = None,
+    override_version: str = _OVERRIDE_VERSION,
 ) -> Price:
     """Return what a call cost.
 
@@ -61,6 +63,7 @@ def price(
         at: When the call was made; a naive time is taken as UTC.
         service_tier: As the response says, `batch` included; None and an unknown one mean the usual rates.
         override: Own rates; what it leaves out is taken from the table, where the model is in one.
+        override_version: How `price_version` names them.
 
     Guarantees: raises nothing, whatever the counts are; a cost that is not known is None, never 0.
 
@@ -74,9 +77,9 @@ def price(
     if override is not None:
         own = override.rates()
         if isinstance(tariff, str):
-            return _priced(((0, msgspec.structs.replace(own, complete=False)),), usage, _OVERRIDE_VERSION)
+            return _priced(((0, msgspec.structs.replace(own, complete=False)),), usage, override_version)
         sheet = overlay(tariff.sheet(at, service_tier), ((0, own),))
-        return _priced(sheet, usage, f"{_OVERRIDE_VERSION}, {tariff.version}")
+        return _priced(sheet, usage, f"{override_version}, {tariff.version}")
     if isinstance(tariff, str):
         return Price(None, None, tariff)
     return _priced(tariff.sheet(at, service_tier), usage, tariff.version)

@@ -1,0 +1,35 @@
+"""Prompts and answers as texts to keep, where the user asked for them; never looked at otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+__all__ = ["asked_content", "delivered_content", "whole_content"]
+
+_ASKED: Final = ("instructions", "messages", "input", "prompt")
+_ANSWERED: Final = ("choices", "output", "text", "results")
+
+
+def asked_content(body: Mapping[str, Any]) -> Any:
+    """Return what of a request was asked, as plain data; None for nothing."""
+    asked = {name: body[name] for name in _ASKED if body.get(name)}
+    return asked or None
+
+
+def whole_content(body: bytes) -> Any:
+    """Return what of a JSON answer is the answer, as plain data; None for nothing."""
+    try:
+        decoded = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(decoded, dict):
+        return None
+    return {name: decoded[name] for name in _ANSWERED if decoded.get(name)} or None
+
+
+def delivered_content(texts: Iterable[str]) -> Any:
+    """Return what a stream delivered, as plain data; None for nothing."""
+    return "".join(texts) or None
