@@ -48,7 +48,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 MESSAGE_CHARS: Final = 300
-_KEY: Final = re.compile(r"\b(?:sk|pk|rk|key|Bearer)[-_ ][\w*.\-]{6,}")
+_KEY: Final = re.compile(r"\b(?:(?:sk|pk|rk|gsk|xai|hf|key)[-_]|AIza|eyJ|Bearer\s+)[^\s,;'\"]{6,}")
 _URL_CREDENTIALS: Final = re.compile(r"//[^/\s@]+@")
 _LONG_QUOTE: Final = re.compile(r"'[^']{40,}'|\"[^\"]{40,}\"|`[^`]{40,}`")
 

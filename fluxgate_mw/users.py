@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from types import NoneType
 from typing import Any, Final
 from uuid import UUID
 
@@ -27,7 +28,7 @@ def as_user(value: object) -> User | None:
         value: A `str`, a `User`, a number or UUID, or any mapping or object with an `id` (and optionally `email`,
             `name`, `image`, `monthly_revenue`).
     """
-    if type(value) is User:
+    if type(value) is User and _sound(value):
         return value if value.id else None
     return _safely(_described, value)
 
@@ -62,9 +63,17 @@ def _authenticated(value: Any) -> User | None:
     return None
 
 
+def _sound(user: User) -> bool:
+    """Say whether every field is of its kind: a wrong one could be written and never read again."""
+    texts = (user.email, user.name, user.image)
+    return (
+        type(user.id) is str
+        and type(user.monthly_revenue) in (float, NoneType)
+        and all(text is None or type(text) is str for text in texts)
+    )
+
+
 def _described(value: Any) -> User | None:
-    if isinstance(value, User):
-        return value if value.id else None
     if isinstance(value, str | int | UUID) and not isinstance(value, bool):
         return _of_id(value)
     keyed = isinstance(value, Mapping)
