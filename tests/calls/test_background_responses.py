@@ -1,0 +1,149 @@
+"""A response made in the background is one call: it ends with the GET that brings its answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from fluxgate_mw import FluxGate, context, diagnostics, tracking, uninstrument_openai
+from fluxgate_mw.openai import unfinished
+from tests.calls.mocks import RESPONSE, answer, async_client, event, streamed, sync_client
+
+QUEUED = {**RESPONSE, "status": "queued", "background": True, "output": [], "usage": None}
+
+
+def _service(states: list[str]) -> Any:
+    """Return a handler: the POST is queued, each GET gives the next state."""
+    left = iter(states)
+
+    def handle(request: Any) -> Any:
+        if request.method == "POST" and request.url.path.endswith("/cancel"):
+            return answer({**QUEUED, "status": "cancelled"})
+        if request.method == "POST":
+            return answer(QUEUED)
+        state = next(left)
+        return answer(RESPONSE if state == "completed" else {**QUEUED, "status": state})
+
+    return handle
+
+
+def test_the_get_that_completes_it_gives_the_usage_once(events):
+    """The create's event comes with the answer, carries its usage, and later GETs add nothing."""
+    client = sync_client(_service(["in_progress", "completed", "completed"]))
+    with context(feature="reports", user="u-1"):
+        created = client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
+    assert events == []
+    assert tracking(created) is None
+    for _ in range(3):
+        client.responses.retrieve(created.id)
+    assert [(e.input_tokens, e.output_tokens, e.status) for e in events] == [(12, 3, "SUCCESS")]
+    assert (events[0].feature, events[0].user.id, events[0].api_path) == ("reports", "u-1", "/responses")
+    assert events[0].cost_nanos is not None
+    assert tracking(created).tracking_id == events[0].event_id
+
+
+@pytest.mark.anyio
+async def test_an_async_client_completes_it_too(events):
+    """As with a synchronous client."""
+    client = async_client(_service(["completed"]))
+    created = await client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
+    await client.responses.retrieve(created.id)
+    assert [e.input_tokens for e in events] == [12]
+
+
+def test_a_streamed_get_completes_it(events):
+    """A GET that streams the answer ends the call with its last event."""
+    ends = [event({"type": "response.completed", "sequence_number": 1, "response": RESPONSE}, "response.completed")]
+    client = sync_client(lambda r: answer(QUEUED) if r.method == "POST" else streamed(ends))
+    client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
+    list(client.get("/responses/resp_1", cast_to=object, stream=True, stream_cls=_stream_class()))
+    assert [e.input_tokens for e in events] == [12]
+
+
+def _stream_class() -> Any:
+    from openai import Stream
+
+    return Stream[object]
+
+
+def test_cancelling_it_ends_it(events):
+    """A cancelled response is one event that says so, and the cancel itself is none."""
+    client = sync_client(_service([]))
+    created = client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
+    client.post(f"/responses/{created.id}/cancel", cast_to=object)
+    assert [(e.status, e.cost_nanos) for e in events] == [("CANCELLED", None)]
+
+
+def test_a_stream_left_early_stays_open_until_it_is_retrieved(events):
+    """The service goes on with a background response whose stream was left; its usage comes with the GET."""
+    starts = [event({"type": "response.created", "sequence_number": 0, "response": QUEUED}, "response.created")] * 2
+    client = sync_client(lambda r: streamed(starts) if r.method == "POST" else answer(RESPONSE))
+    stream = client.responses.create(model="gpt-4o-mini", input="Hi", stream=True, extra_body={"background": True})
+    next(iter(stream))
+    stream.close()
+    assert events == []
+    client.get("/responses/resp_1", cast_to=object)
+    assert [(e.input_tokens, e.usage_source) for e in events] == [(12, "provider")]
+
+
+def test_what_is_never_retrieved_ends_with_the_patch(events):
+    """When the patch is taken back every open call ends, with its usage not known, and is counted so."""
+    client = sync_client(_service([]))
+    client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
+    uninstrument_openai()
+    assert [(e.usage_source, e.cost_nanos, e.unpriced_reason) for e in events] == [("none", None, "no usage")]
+    assert diagnostics.counts()["not_covered_background"] == 1
+
+
+def test_two_creates_are_two_events_whatever_their_ids(events):
+    """Two POSTs that are answered with one id are two events."""
+    client = sync_client(_service(["completed"]))
+    for _ in range(2):
+        client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
+    client.responses.retrieve("resp_1")
+    assert sorted(e.usage_source for e in events) == ["none", "provider"]
+
+
+def test_so_many_are_kept_open_and_no_more(events, monkeypatch):
+    """Past the limit the oldest ends with its usage not known."""
+    monkeypatch.setattr(unfinished, "MOST_OPEN", 2)
+    names = iter("abc")
+    client = sync_client(lambda r: answer({**QUEUED, "id": next(names)}))
+    for _ in range(3):
+        client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
+    assert [e.response_id for e in events] == [None]
+    uninstrument_openai()
+    assert len(events) == 3
+
+
+def test_a_get_of_someone_elses_response_is_no_event(events):
+    """A GET is no spend: not before, not while another call is open."""
+    client = sync_client(_service(["completed", "completed"]))
+    client.responses.retrieve("resp_1")
+    other = sync_client(lambda r: answer({**QUEUED, "id": "resp_2"}))
+    other.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
+    client.responses.retrieve("resp_1")
+    assert events == []
+
+
+def test_a_failed_get_leaves_it_open(events):
+    """An error of the GET reaches the caller, and the call can still be completed."""
+    from openai import NotFoundError
+
+    replies = iter([answer(QUEUED), answer({"error": {"message": "none"}}, 404), answer(RESPONSE)])
+    client = sync_client(lambda r: next(replies))
+    client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
+    with pytest.raises(NotFoundError):
+        client.responses.retrieve("resp_1")
+    client.responses.retrieve("resp_1")
+    assert [e.input_tokens for e in events] == [12]
+
+
+def test_a_plain_create_that_says_background_false_is_told_at_once(events):
+    """Only a background create waits; another's odd status does not hold its event back."""
+    client = sync_client(lambda r: answer({**RESPONSE, "status": "in_progress"}))
+    client.responses.create(model="gpt-4o-mini", input="Hi")
+    assert len(events) == 1
+    assert json.loads(json.dumps(events[0].input_tokens)) == 12

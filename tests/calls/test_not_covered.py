@@ -1,0 +1,92 @@
+"""What is billed but does not pass the patch is counted, never recorded, and let through."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+
+from fluxgate_mw import track, uninstrument_openai
+from tests.calls.mocks import CHAT, MESSAGES, answer, async_client, http, sync_client
+
+
+def _notes(fg):
+    return {kind: count for kind, count in fg.statistics().notes.items() if kind.startswith("not_covered")}
+
+
+def test_a_websocket_is_counted(fg, events):
+    """A realtime connection is counted when it is asked for, on classes imported before and after the patch."""
+    client = sync_client(lambda r: answer(CHAT))
+    resource = client.beta.realtime if hasattr(client.beta, "realtime") else client.realtime
+    manager = resource.connect(model="gpt-4o-realtime-preview")
+    assert type(manager).__name__ == "RealtimeConnectionManager"
+    assert _notes(fg) == {"not_covered_websocket": 1}
+    assert events == []
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/realtime/client_secrets", "not_covered_realtime"),
+        ("/realtime/calls", "not_covered_realtime"),
+        ("/threads/runs", "not_covered_assistants"),
+        ("/threads/thread_1/runs", "not_covered_assistants"),
+        ("/evals/eval_1/runs", "not_covered_evals"),
+    ],
+)
+def test_a_billed_post_that_is_no_call_is_counted(fg, events, path, kind):
+    """A session or a run is billed elsewhere than in its answer: counted under its own name, and no event."""
+    sync_client(lambda r: answer({})).post(path, cast_to=object, body={})
+    assert _notes(fg) == {kind: 1}
+    assert events == []
+
+
+@pytest.mark.parametrize("path", ["/files", "/threads", "/vector_stores", "/responses/input_tokens", "/uploads"])
+def test_a_post_that_is_not_billed_is_neither(fg, events, path):
+    """What costs nothing by tokens is no event and no gap."""
+    sync_client(lambda r: answer({})).post(path, cast_to=object, body={})
+    assert (_notes(fg), events) == ({}, [])
+
+
+def test_a_batch_is_an_event_and_its_results_are_counted_as_not_covered(fg, events):
+    """A batch is recorded when it is made, without a price, and the gap is counted."""
+    batch = {"id": "b", "object": "batch", "status": "validating", "endpoint": "/v1/chat/completions",
+             "input_file_id": "f", "completion_window": "24h", "created_at": 1}
+    client = sync_client(lambda r: answer(batch))
+    client.batches.create(input_file_id="f", endpoint="/v1/chat/completions", completion_window="24h")
+    assert [(e.operation_name, e.cost_nanos, e.unpriced_reason) for e in events] == [("batch", None, "no usage")]
+    assert _notes(fg) == {"not_covered_batch_results": 1}
+
+
+def test_a_provider_that_is_called_past_the_client_is_counted(fg, events):
+    """A POST to a known provider with another client than openai's is counted; our own calls and others are not."""
+    with http.Client(transport=http.MockTransport(lambda r: answer(CHAT))) as plain:
+        plain.post("https://api.openai.com/v1/chat/completions", json={})
+        plain.post("https://api.anthropic.com/v1/messages", json={})
+        plain.post("https://shop.example/chat/completions", json={})
+        plain.get("https://api.openai.com/v1/models")
+        with track() as call:
+            plain.post("https://api.anthropic.com/v1/messages", json={})
+            call.usage(provider="anthropic", model="claude-3-5-haiku-latest", input_tokens=1, output_tokens=1)
+    sync_client(lambda r: answer(CHAT)).chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
+    assert _notes(fg) == {"not_covered_host": 2}
+    assert len(events) == 2
+
+
+@pytest.mark.anyio
+async def test_async_calls_past_the_client_are_counted(fg):
+    """The asynchronous HTTP client too; nothing is counted once the patch is off."""
+    transport = http.MockTransport(lambda r: answer(CHAT))
+    async with http.AsyncClient(transport=transport) as plain:
+        await plain.post("https://api.openai.com/v1/chat/completions", json={})
+        await async_client(lambda r: answer(CHAT)).chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
+        uninstrument_openai()
+        await plain.post("https://api.openai.com/v1/chat/completions", json={})
+    assert _notes(fg) == {"not_covered_host": 1}
+
+
+def test_an_openai_call_inside_a_tracked_block_is_an_event_of_its_own(events):
+    """`track()` around code that calls OpenAI hides nothing."""
+    client = sync_client(lambda r: answer(CHAT), openai.OpenAI)
+    with track():
+        client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
+    assert [e.request_model for e in events] == ["gpt-4o-mini", None]
