@@ -210,7 +210,7 @@ def _wrap(frame: Frame, target: Any) -> Any:
 def _wraps(target: Any, wrapper: Any) -> Any:
     """Return `wrapper` passing for `target`: its name, signature and attributes, and the globals of its module.
 
-    FastAPI before 0.121 looks annotations that are strings up in the globals of the very function that it is given.
+    Older releases of FastAPI look annotations that are strings up in the globals of the very function that it is given.
     So a wrapper's body uses only what is closed over.
     """
     called = target if hasattr(target, "__globals__") else getattr(type(target), "__call__", None)  # noqa: B004

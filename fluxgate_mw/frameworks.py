@@ -43,7 +43,8 @@ def framework_user(carrier: Carrier) -> User | None:
     if (request := carrier.get(DJANGO)) is not None:
         return _django_user(request)
     if FLASK_USER in carrier:
-        return signed_in(carrier[FLASK_USER])
+        kept: User = carrier[FLASK_USER]
+        return kept
     return _flask_user() if "werkzeug.request" in carrier else None
 
 
@@ -88,13 +89,20 @@ def wsgi_template(environ: Carrier) -> str | None:
     return None if template is None else f"{environ.get('SCRIPT_NAME', '')}{template}"
 
 
-def keep_flask(environ: Carrier) -> None:
-    """Keep in the `environ` what Flask will have put away when a streamed body runs."""
-    request = environ.get("werkzeug.request")
-    app = None if request is None else _flask_app()
-    if app is not None:
-        environ[FLASK_REQUEST], environ[FLASK_APP] = request, app
-        environ[FLASK_USER] = sys.modules["flask"].g.get("_login_user")
+def keep_flask(environ: Carrier, *, streamed: bool) -> None:
+    """Keep in the `environ` what Flask will have put away when a streamed body runs.
+
+    Flask-Login loads a user when somebody asks. For a streamed body it is asked now, while it can be; else only a user
+    who is loaded already is kept, so that a response that is whole costs no query of ours.
+    """
+    app = _flask_app()
+    if app is None:
+        return
+    environ[FLASK_REQUEST], environ[FLASK_APP] = environ["werkzeug.request"], app
+    if hasattr(app, "login_manager"):
+        user = _flask_user() if streamed else signed_in(sys.modules["flask"].g.get("_login_user"))
+        if user is not None:
+            environ[FLASK_USER] = user
 
 
 def _flask_app() -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from fluxgate_mw import diagnostics, frameworks
@@ -168,15 +168,16 @@ class ASGISources(_Sources):
         return frameworks.asgi_template(scope)
 
     def _method(self, scope: Carrier) -> str:
-        return str(scope.get("method") or scope["type"].upper())
+        return "WEBSOCKET" if scope["type"] == "websocket" else str(scope.get("method"))
 
 
 class WSGISources(_Sources):
     """Read an `environ`: Flask and anything built on Werkzeug, Bottle, Django."""
 
-    def keep(self, environ: Carrier) -> None:
-        """Keep in the `environ` what Flask will have put away when a streamed body runs."""
-        frameworks.keep_flask(environ)
+    def keep(self, environ: Carrier, headers: Iterable[tuple[str, str]]) -> None:
+        """Keep in the `environ` what Flask will have put away when the body of a response with `headers` runs."""
+        streamed = not any(name.lower() == "content-length" for name, _value in headers)
+        frameworks.keep_flask(environ, streamed=streamed)
 
     def _framework_sources(self) -> dict[UserSource, Callable[[Carrier], User | None]]:
         return {"framework": frameworks.framework_user}

@@ -98,7 +98,7 @@ def _started(
         status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
     ) -> Callable[[bytes], object]:
         if "werkzeug.request" in environ:
-            guarded("wsgi", sources.keep, environ)
+            guarded("wsgi", sources.keep, environ, headers)
         if costs is not None:
             headers = costs.on_headers(headers)
         return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)

@@ -1,0 +1,117 @@
+"""One Django project for the tests, configured when it is imported: views of every kind, real users in SQLite."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import django
+from django.conf import settings
+from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseNotFound, StreamingHttpResponse
+from django.urls import include, path, re_path
+from django.views import View
+
+from fluxgate_mw import feature
+from tests.asking import aask, ask
+
+FOLDER = Path(tempfile.mkdtemp(prefix="fluxgate-django-"))
+
+settings.configure(
+    SECRET_KEY="secret",
+    ALLOWED_HOSTS=["*"],
+    ROOT_URLCONF=__name__,
+    USE_TZ=True,
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": FOLDER / "db.sqlite3"}},
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"],
+    SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies",
+    MIDDLEWARE=[
+        "fluxgate_mw.integrations.django.FluxGateMiddleware",
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+    ],
+    PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],
+)
+django.setup()
+
+
+def sync_view(request: HttpRequest, key: int) -> HttpResponse:
+    return HttpResponse(ask())
+
+
+async def async_view(request: HttpRequest, key: int) -> HttpResponse:
+    return HttpResponse(await aask())
+
+
+async def sync_call_view(request: HttpRequest, key: int) -> HttpResponse:
+    return HttpResponse(ask())
+
+
+def silent_view(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("ok")
+
+
+def stream_view(request: HttpRequest, key: int) -> StreamingHttpResponse:
+    def body() -> Iterator[str]:
+        yield "one"
+        yield ask()
+
+    return StreamingHttpResponse(body())
+
+
+async def async_stream_view(request: HttpRequest, key: int) -> StreamingHttpResponse:
+    async def body() -> AsyncIterator[str]:
+        yield "one"
+        yield await aask()
+        with feature("inner"):
+            yield await aask()
+            yield await aask()
+
+    return StreamingHttpResponse(body())
+
+
+@feature("named")
+async def named_stream_view(request: HttpRequest, key: int) -> StreamingHttpResponse:
+    async def body() -> AsyncIterator[str]:
+        yield await aask()
+
+    return StreamingHttpResponse(body())
+
+
+@feature("class")
+class ClassView(View):
+    def get(self, request: HttpRequest, key: int) -> HttpResponse:
+        return HttpResponse(ask())
+
+
+def file_view(request: HttpRequest) -> FileResponse:
+    return FileResponse((FOLDER / "db.sqlite3").open("rb"))
+
+
+def failing_view(request: HttpRequest, key: int) -> HttpResponse:
+    raise RuntimeError("x")
+
+
+def missing(request: HttpRequest, exception: Any = None) -> HttpResponse:
+    return HttpResponseNotFound(ask())
+
+
+def failed(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(ask(), status=500)
+
+
+handler404, handler500 = missing, failed
+urlpatterns = [
+    path("sync/<int:key>/", sync_view),
+    path("async/<int:key>/", async_view),
+    path("sync-call/<int:key>/", sync_call_view),
+    path("silent/", silent_view),
+    path("stream/<int:key>/", stream_view),
+    path("async-stream/<int:key>/", async_stream_view),
+    path("named-stream/<int:key>/", named_stream_view),
+    path("class/<int:key>/", ClassView.as_view()),
+    path("file/", file_view),
+    path("failing/<int:key>/", failing_view),
+    path("api/<slug:tenant>/", include([re_path(r"^deep/(?P<key>\d+)/$", lambda request, **_: HttpResponse(ask()))])),
+]

@@ -1,0 +1,151 @@
+"""Django: one middleware class under WSGI and ASGI, for sync and async views, its users loaded late and only once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from wsgiref.util import FileWrapper, setup_testing_defaults
+
+import httpx
+import pytest
+import tests.django_project  # noqa: F401  # isort: skip  (it configures Django, which the next lines need)
+from django.contrib.auth.models import User
+from django.core.asgi import get_asgi_application
+from django.core.management import call_command
+from django.core.wsgi import get_wsgi_application
+from django.db import connection, connections
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from werkzeug.test import Client as WSGIClient
+
+from fluxgate_mw import FluxGateMiddleware, FluxGateWSGIMiddleware, UsageEvent
+from fluxgate_mw.testing import capture_events
+from tests.asking import who
+
+
+def survival(framework: str, place: str) -> pytest.MarkDecorator:
+    """Mark what a row of the survival table stands on."""
+    return pytest.mark.survival(framework, place)
+
+
+@pytest.fixture(scope="module")
+def cookie() -> Any:
+    """The session cookie of a user who is signed in."""
+    call_command("migrate", verbosity=0)
+    ada, _made = User.objects.get_or_create(id=5, username="ada", email="ada@example.org")
+    client = Client()
+    client.force_login(ada)
+    yield f"sessionid={client.cookies['sessionid'].value}"
+    connections.close_all()
+
+
+def over_wsgi(path: str, cookie: str | None, wrap: Callable[[Any], Any] = lambda app: app) -> list[UsageEvent]:
+    """Return what one request recorded, its body read and closed as a server does."""
+    with capture_events() as events:
+        response = WSGIClient(wrap(get_wsgi_application()), use_cookies=False).get(
+            path, headers={} if cookie is None else {"cookie": cookie}, buffered=False
+        )
+        response.get_data()
+        response.close()
+    return events
+
+
+async def over_asgi(path: str, cookie: str | None, wrap: Callable[[Any], Any] = lambda app: app) -> list[UsageEvent]:
+    """Return what one request recorded."""
+    transport = httpx.ASGITransport(wrap(get_asgi_application()))
+    with capture_events() as events:
+        async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+            await client.get(path, headers={} if cookie is None else {"cookie": cookie})
+    return events
+
+
+CASES = [
+    pytest.param("/sync/7/", "GET /sync/<int:key>/", 1, marks=survival("Django", "sync handler")),
+    pytest.param("/async/7/", "GET /async/<int:key>/", 1, marks=survival("Django", "async handler")),
+    pytest.param("/class/7/", "class", 1, marks=survival("Django", "class-based views")),
+    pytest.param(
+        "/api/acme/deep/7/",
+        r"GET /api/<slug:tenant>/deep/(?P<key>\d+)/$",
+        1,
+        marks=survival("Django", "included routers, prefix kept"),
+    ),
+    pytest.param("/failing/7/", "GET /failing/<int:key>/", 1, marks=survival("Django", "exception_handler(Exception)")),
+    pytest.param("/secret/path/", None, 1, marks=survival("Django", "404 and exception handlers")),
+]
+
+
+@pytest.mark.parametrize(("path", "name", "calls"), CASES)
+@pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
+def test_under_wsgi_a_call_knows_the_signed_in_user_and_its_route(
+    cookie: str, path: str, name: str | None, calls: int
+) -> None:
+    """Views of every kind."""
+    events = over_wsgi(path, cookie)
+    assert [who(event) for event in events] == [("5", name)] * calls
+    assert events[0].user_source == "framework"
+    assert events[0].user and events[0].user.email == "ada@example.org"
+    assert [event.user for event in over_wsgi(path, None)] == [None] * calls
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("path", "name", "calls"), CASES)
+async def test_under_asgi_a_call_knows_the_signed_in_user_and_its_route(
+    cookie: str, path: str, name: str | None, calls: int
+) -> None:
+    """Views of every kind, without `SynchronousOnlyOperation`."""
+    assert [who(event) for event in await over_asgi(path, cookie)] == [("5", name)] * calls
+    assert [event.user for event in await over_asgi(path, None)] == [None] * calls
+
+
+@survival("Django", "streamed body, sync")
+def test_under_wsgi_a_streamed_body_knows_user_and_route(cookie: str) -> None:
+    """It runs after the middleware has returned."""
+    assert [who(event) for event in over_wsgi("/stream/7/", cookie)] == [("5", "GET /stream/<int:key>/")]
+
+
+@pytest.mark.anyio
+@survival("Django", "streamed body, async")
+async def test_under_asgi_a_streamed_body_knows_user_and_route(cookie: str) -> None:
+    """A feature that is open across its steps is there at each of them."""
+    events = await over_asgi("/async-stream/7/", cookie)
+    assert [who(event) for event in events] == [("5", "GET /async-stream/<int:key>/"), ("5", "inner"), ("5", "inner")]
+    assert len({event.request_id for event in events}) == 1
+    assert [who(event) for event in await over_asgi("/named-stream/7/", cookie)] == [("5", "named")]
+
+
+@pytest.mark.anyio
+async def test_a_sync_call_in_an_async_view_knows_nobody_rather_than_query_on_the_loop(cookie: str) -> None:
+    """Django forbids the query there; the call goes on, and its route is known."""
+    assert [who(event) for event in await over_asgi("/sync-call/7/", cookie)] == [(None, "GET /sync-call/<int:key>/")]
+
+
+def test_a_request_without_calls_loads_no_user(cookie: str) -> None:
+    """And one with a call loads the user once."""
+    with CaptureQueriesContext(connection) as queries:
+        assert over_wsgi("/silent/", cookie) == []
+    assert len(queries) == 0
+    assert connection.queries_log is not None
+
+
+def test_files_are_left_to_the_server() -> None:
+    """The server's own file wrapper is what it gets."""
+    environ: dict[str, Any] = {"PATH_INFO": "/file/", "wsgi.file_wrapper": FileWrapper}
+    setup_testing_defaults(environ)
+    body = get_wsgi_application()(environ, lambda _status, _headers: None)  # type: ignore[arg-type]
+    assert type(body) is FileWrapper
+    body.close()
+
+
+@pytest.mark.anyio
+async def test_inside_the_asgi_and_wsgi_middlewares_it_adds_user_and_route_to_their_request(cookie: str) -> None:
+    """Both may be there: one request, as the outer one made it."""
+    events = await over_asgi("/async-stream/7/", cookie, FluxGateMiddleware)
+    assert [who(event) for event in events][:1] == [("5", "GET /async-stream/<int:key>/")]
+    assert len({event.request_id for event in events}) == 1
+
+
+def test_inside_the_wsgi_middleware_too(cookie: str) -> None:
+    """As under ASGI."""
+    assert [who(event) for event in over_wsgi("/stream/7/", cookie, FluxGateWSGIMiddleware)] == [
+        ("5", "GET /stream/<int:key>/")
+    ]

@@ -1,0 +1,195 @@
+"""Litestar: handlers, dependencies, streams, background tasks and websockets, with its own templates and users."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from litestar import Controller, Litestar, Request, Router, WebSocket, get, websocket
+from litestar.background_tasks import BackgroundTask
+from litestar.connection import ASGIConnection
+from litestar.di import Provide
+from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult, DefineMiddleware
+from litestar.response import Response, ServerSentEvent, Stream
+from litestar.testing import TestClient
+
+from fluxgate_mw import FluxGateMiddleware, UsageEvent, feature
+from fluxgate_mw.integrations.litestar import FluxGatePlugin
+from fluxgate_mw.testing import capture_events
+from tests.asking import aask, ask, who
+
+
+# Parameters that are inferred from the path, as every release takes them.
+pytestmark = pytest.mark.filterwarnings("ignore::litestar.exceptions.base_exceptions.LitestarDeprecationWarning")
+
+
+def survival(place: str) -> pytest.MarkDecorator:
+    """Mark what a row of the survival table stands on."""
+    return pytest.mark.survival("Litestar", place)
+
+
+class Account:
+    """A user of the application."""
+
+    def __init__(self, key: str) -> None:
+        self.id = key
+
+
+class Authentication(AbstractAuthenticationMiddleware):
+    """Litestar's own way to sign somebody in."""
+
+    async def authenticate_request(self, connection: ASGIConnection[Any, Any, Any, Any]) -> AuthenticationResult:
+        named = connection.headers.get("x-user")
+        return AuthenticationResult(user=None if named is None else Account(named), auth=None)
+
+
+@get("/async/{key:int}")
+async def async_handler(key: int) -> str:
+    return await aask()
+
+
+@get("/sync/{key:int}", sync_to_thread=True)
+def sync_handler(key: int) -> str:
+    return ask()
+
+
+@get("/background/{key:int}")
+async def background_handler(key: int) -> Response[str]:
+    return Response("x", background=BackgroundTask(aask))
+
+
+@get("/stream/{key:int}")
+async def stream_handler(key: int) -> Stream:
+    async def body() -> AsyncIterator[str]:
+        yield await aask()
+
+    return Stream(body())
+
+
+@get("/sync-stream/{key:int}")
+async def sync_stream_handler(key: int) -> Stream:
+    def body() -> Iterator[str]:
+        yield ask()
+
+    return Stream(body())
+
+
+@get("/events/{key:int}")
+async def events_handler(key: int) -> ServerSentEvent:
+    async def body() -> AsyncIterator[str]:
+        yield await aask()
+
+    return ServerSentEvent(body())
+
+
+async def provide_answer() -> AsyncIterator[str]:
+    yield await aask()
+
+
+@get("/dependency/{key:int}", dependencies={"answer": Provide(provide_answer)})
+async def dependency_handler(key: int, answer: str) -> str:
+    return answer
+
+
+@get("/named/{key:int}")
+@feature("named")
+async def named_handler(key: int) -> Response[str]:
+    await aask()
+    return Response("x", background=BackgroundTask(aask))
+
+
+@get("/failing/{key:int}")
+async def failing_handler(key: int) -> str:
+    raise KeyError("x")
+
+
+def on_key_error(request: Request[Any, Any, Any], error: KeyError) -> Response[str]:
+    return Response(ask(), status_code=400)
+
+
+@websocket("/socket/{key:int}")
+async def socket_handler(socket: WebSocket[Any, Any, Any], key: int) -> None:
+    await socket.accept()
+    await socket.send_text(await aask())
+    await socket.close()
+
+
+class Items(Controller):
+    """A class-based view."""
+
+    path = "/items"
+
+    @get("/{key:int}")
+    async def read(self, key: int) -> str:
+        return await aask()
+
+
+HANDLERS = [
+    async_handler,
+    sync_handler,
+    background_handler,
+    stream_handler,
+    sync_stream_handler,
+    events_handler,
+    dependency_handler,
+    named_handler,
+    failing_handler,
+    socket_handler,
+    Items,
+]
+
+
+def make(*, plugin: bool = True) -> Litestar:
+    """Return an application with ours as its plugin, or else as a plain middleware."""
+    return Litestar(
+        [*HANDLERS, Router("/v1", route_handlers=[Items])],
+        middleware=[*([] if plugin else [FluxGateMiddleware]), DefineMiddleware(Authentication)],
+        plugins=[FluxGatePlugin()] if plugin else [],
+        exception_handlers={KeyError: on_key_error},
+        openapi_config=None,
+    )
+
+
+def events_of(path: str, *, plugin: bool = True) -> list[UsageEvent]:
+    """Return what one request recorded."""
+    with capture_events() as events, TestClient(make(plugin=plugin), raise_server_exceptions=False) as client:
+        client.get(path, headers={"x-user": "ada"})
+    return events
+
+
+@pytest.mark.parametrize("plugin", [True, False])
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        pytest.param("/async/7", ["GET /async/{key}"], marks=survival("async handler")),
+        pytest.param("/sync/7", ["GET /sync/{key}"], marks=survival("sync handler in a worker thread")),
+        pytest.param("/background/7", ["GET /background/{key}"], marks=survival("background task")),
+        pytest.param("/stream/7", ["GET /stream/{key}"], marks=survival("streamed body, async")),
+        pytest.param("/sync-stream/7", ["GET /sync-stream/{key}"], marks=survival("streamed body, sync")),
+        pytest.param("/events/7", ["GET /events/{key}"], marks=survival("server-sent events")),
+        pytest.param("/dependency/7", ["GET /dependency/{key}"], marks=survival("dependencies with yield")),
+        pytest.param(
+            "/named/7",
+            ["named", "named"],
+            marks=survival("decorated endpoint: its streamed body and background tasks"),
+        ),
+        pytest.param("/items/7", ["GET /items/{key}"], marks=survival("class-based views")),
+        pytest.param("/v1/items/7", ["GET /v1/items/{key}"], marks=survival("included routers, prefix kept")),
+        pytest.param("/failing/7", ["GET /failing/{key}"], marks=survival("404 and exception handlers")),
+    ],
+)
+def test_a_call_knows_user_and_template(path: str, names: list[str], plugin: bool) -> None:  # noqa: FBT001
+    """In Litestar's own spelling, from each place."""
+    events = events_of(path, plugin=plugin)
+    assert [who(event) for event in events] == [("ada", name) for name in names]
+    assert events[0].user_source == "scope"
+
+
+@survival("websocket")
+def test_a_call_in_a_websocket_knows_user_and_template() -> None:
+    """The route's method is `WEBSOCKET`."""
+    with capture_events() as events, TestClient(make()) as client:
+        with client.websocket_connect("/socket/7", headers={"x-user": "ada"}) as socket:
+            socket.receive_text()
+    assert [who(event) for event in events] == [("ada", "WEBSOCKET /socket/{key}")]

@@ -1,0 +1,155 @@
+"""Quart: views, blueprints, streamed bodies, background tasks and websockets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import quart
+from quart.views import MethodView
+
+from fluxgate_mw import FluxGateMiddleware, UsageEvent, feature
+from fluxgate_mw.integrations.quart import FluxGateQuart
+from fluxgate_mw.testing import capture_events
+from tests.asking import SignIn, aask, ask, who
+
+pytestmark = pytest.mark.anyio
+
+
+def survival(place: str) -> pytest.MarkDecorator:
+    """Mark what a row of the survival table stands on."""
+    return pytest.mark.survival("Quart", place)
+
+
+def make(*, extension: bool = True) -> quart.Quart:
+    """Return an application with ours as its extension, or else as a plain middleware."""
+    app = quart.Quart("shop")
+    app.asgi_app = SignIn(app.asgi_app)  # type: ignore[method-assign, assignment]
+    if extension:
+        FluxGateQuart(app)
+    else:
+        app.asgi_app = FluxGateMiddleware(app.asgi_app)  # type: ignore[method-assign, assignment, arg-type]
+    return app
+
+
+async def events_of(app: quart.Quart, path: str = "/items/7") -> list[UsageEvent]:
+    """Return what one request recorded."""
+    with capture_events() as events:
+        async with app.test_app() as running:
+            response = await running.test_client().get(path, headers={"x-user": "ada"})
+            await response.get_data()
+    return events
+
+
+async def whos(app: quart.Quart, path: str = "/items/7") -> list[tuple[str | None, str | None]]:
+    """Return user and feature of what one request recorded."""
+    return [who(event) for event in await events_of(app, path)]
+
+
+ROUTE = "GET /items/<int:key>"
+
+
+@pytest.mark.parametrize("extension", [True, False])
+@survival("async handler")
+@survival("sync handler in a worker thread")
+@survival("background task")
+@survival("blueprints, prefix kept")
+async def test_views_and_background_tasks_know_user_and_rule(extension: bool) -> None:  # noqa: FBT001
+    """Async, sync, of a blueprint, and what a view leaves to the background."""
+    app, blueprint = make(extension=extension), quart.Blueprint("b", __name__, url_prefix="/b")
+
+    @app.get("/items/<int:key>")
+    async def view(key: int) -> str:
+        app.add_background_task(aask)
+        return await aask()
+
+    @app.get("/sync/<int:key>")
+    def sync_view(key: int) -> str:
+        return ask()
+
+    @blueprint.get("/items/<int:key>")
+    async def of_blueprint(key: int) -> str:
+        return await aask()
+
+    app.register_blueprint(blueprint)
+    assert await whos(app) == [("ada", ROUTE)] * 2
+    assert await whos(app, "/sync/7") == [("ada", "GET /sync/<int:key>")]
+    assert await whos(app, "/b/items/7") == [("ada", "GET /b/items/<int:key>")]
+
+
+@survival("streamed body, async")
+@survival("decorated endpoint: its streamed body and background tasks")
+async def test_a_streamed_body_knows_user_and_rule_by_the_extension() -> None:
+    """Quart has put its request away by then."""
+    app = make()
+
+    def body() -> AsyncIterator[str]:
+        async def steps() -> AsyncIterator[str]:
+            yield await aask()
+
+        return steps()
+
+    @app.get("/items/<int:key>")
+    async def view(key: int) -> Any:
+        return body()
+
+    @app.get("/named/<int:key>")
+    @feature("named")
+    async def named(key: int) -> Any:
+        return body()
+
+    assert await whos(app) == [("ada", ROUTE)]
+    assert await whos(app, "/named/7") == [("ada", "named")]
+
+
+@survival("class-based views")
+async def test_method_views_are_named_by_their_rule_or_their_decoration() -> None:
+    """A decorated class serves as before."""
+    app = make()
+
+    @feature("class")
+    class Decorated(MethodView):
+        async def get(self, key: int) -> str:
+            return await aask()
+
+    app.add_url_rule("/items/<int:key>", view_func=Decorated.as_view("decorated"))
+    assert await whos(app) == [("ada", "class")]
+
+
+@survival("404 and exception handlers")
+async def test_error_handlers_know_their_user_and_unmatched_paths_have_no_feature() -> None:
+    """Of 404, and of `Exception`."""
+    app = make()
+
+    @app.errorhandler(404)
+    async def missing(error: Exception) -> tuple[str, int]:
+        return await aask(), 404
+
+    @app.errorhandler(Exception)
+    async def failed(error: Exception) -> tuple[str, int]:
+        return await aask(), 500
+
+    @app.get("/items/<int:key>")
+    async def view(key: int) -> str:
+        raise RuntimeError("x")
+
+    assert await whos(app) == [("ada", ROUTE)]
+    assert await whos(app, "/secret/path") == [("ada", None)]
+
+
+@survival("websocket")
+async def test_a_call_in_a_websocket_knows_user_and_rule() -> None:
+    """The route's method is `WEBSOCKET`."""
+    app = make()
+
+    @app.websocket("/socket/<int:key>")
+    async def socket(key: int) -> None:
+        await quart.websocket.send(await aask())
+
+    with capture_events() as events:
+        async with app.test_app() as running, running.test_client().websocket(
+            "/socket/7", headers={"x-user": "ada"}
+        ) as connected:
+            await connected.receive()
+    assert [who(event) for event in events] == [("ada", "WEBSOCKET /socket/<int:key>")]
