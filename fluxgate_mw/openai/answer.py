@@ -31,6 +31,8 @@ _STATUS: Final[Mapping[str, Status]] = {
 _GRAVITY: Final[tuple[Status, ...]] = ("BLOCKED", "ERROR", "MAX_TOKENS", "SUCCESS")
 _TYPED_ENDS: Final = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 class _Choice(msgspec.Struct):
     finish_reason: Any = None
@@ -130,7 +132,7 @@ class Answer:
         """Read a JSON answer."""
         try:
             whole = _decode_whole(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except _UNREADABLE:
             whole = _tolerated(body, _Whole)
         if whole is not None:
             self._take(whole)
@@ -155,7 +157,7 @@ class Answer:
             return False
         try:
             decoded: _Event | None = _decode_event(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except _UNREADABLE:
             decoded = _tolerated(data, _Event)
         if decoded is None:
             return False
@@ -230,7 +232,7 @@ def _tolerated(body: bytes, kind: type[Any]) -> Any:
     """Return what of an oddly shaped JSON object fits `kind`; None where it is no JSON object."""
     try:
         decoded = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except _UNREADABLE:
         return None
     if not isinstance(decoded, dict):
         return None

@@ -143,7 +143,7 @@ def recorded() -> Iterator[list[UsageEvent]]:
 
 def dumped(value: Any) -> Any:
     """Return what a caller can see of an answer, a chunk or a plain value."""
-    return value.model_dump(exclude_unset=True) if isinstance(value, openai.BaseModel) else value
+    return value.model_dump(exclude_unset=True, warnings=False) if isinstance(value, openai.BaseModel) else value
 
 
 def raised(error: BaseException) -> dict[str, Any]:
