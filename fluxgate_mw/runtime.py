@@ -77,7 +77,7 @@ class FluxGate:
         self._emitter = make_emitter(self.settings)
         self._flusher = BackgroundFlusher(partial(opened_flusher, self.settings))
         self._flusher_wanted = self.settings.flusher == "background"
-        self.recorder: Recorder = Recorder(self.settings, _Sink(self))
+        self.recorder: Recorder = Recorder(self.settings, _Sink(self), redact=redact)
         self._undo: Callable[[], None] | None = None
         self._instrument()
         FluxGate._default[:] = [self]
@@ -337,7 +337,8 @@ def _say_where(settings: Settings) -> None:
 
 
 def _default_recorder() -> Recorder:
-    return FluxGate.default().recorder
+    """Return the default's recorder; one that is made for a call alone asks for no patch: who calls has his own."""
+    return (FluxGate._default[0] if FluxGate._default else FluxGate(instrument=False)).recorder  # noqa: SLF001
 
 
 set_default_factory(_default_recorder)
