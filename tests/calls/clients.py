@@ -94,6 +94,7 @@ class Wire:
         sent: The JSON bodies of the requests that reached it.
         requests: The requests themselves.
         bodies: The bodies it gave.
+        reached: Set when an asynchronous request has its answer.
     """
 
     def __init__(self, *replies: Reply) -> None:
@@ -101,6 +102,7 @@ class Wire:
         self.sent: list[Any] = []
         self.requests: list[Any] = []
         self.bodies: list[Body] = []
+        self.reached = asyncio.Event()
 
     def answer(self, request: Any) -> Any:
         """Keep the request and give the next reply."""
@@ -117,6 +119,7 @@ class Wire:
     async def aanswer(self, request: Any) -> Any:
         """Do the same for an asynchronous client."""
         await asyncio.sleep(0)
+        self.reached.set()
         return self.answer(request)
 
     def client(self, kind: type[openai.OpenAI] = openai.OpenAI, **options: Any) -> openai.OpenAI:
