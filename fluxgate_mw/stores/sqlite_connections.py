@@ -25,6 +25,7 @@ JOURNAL_LIMIT_BYTES: Final = 64 * 2**20
 CACHE_KIB: Final = 16 * 1024
 
 _RETRY_S: Final = 0.02
+_making: Final = threading.Lock()
 _T = TypeVar("_T")
 
 
@@ -98,7 +99,7 @@ def open_connection(path: Path) -> sqlite3.Connection:
         OSError: It cannot be made.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    _make_private(path)
     connection = sqlite3.connect(
         path,
         timeout=BUSY_TIMEOUT_S,
@@ -114,6 +115,18 @@ def open_connection(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _make_private(path: Path) -> None:
+    """Make the file for its owner alone, where it is not there.
+
+    A file that is there is never opened but by SQLite: closing any descriptor of it would drop every lock that this
+    process has on it, and another process would then delete the write-ahead log under our hands.
+
+    Source: https://www.sqlite.org/howtocorrupt.html section 2.2 (read 2026-11).
+    """
+    with _making, suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def truncate_wal(connection: sqlite3.Connection) -> bool:

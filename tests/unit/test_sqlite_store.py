@@ -7,10 +7,12 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
+import anyio
 import msgspec
 import pytest
 
@@ -260,6 +262,25 @@ def test_processes_write_one_new_file_at_once(path):
     connection.close()
     assert sum(new) == 3 * 400 + 20
     assert events == days == (3 * 400 + 20, 3 * 400 + 20)
+
+
+READER = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT COUNT(*) FROM events').fetchall()"
+
+
+@pytest.mark.anyio
+async def test_another_process_that_comes_and_goes_takes_no_commit_with_it(store, path):
+    """While reading and writing connections are open here, nobody else is the file's last user.
+
+    The last user deletes the write-ahead log; a commit to a deleted log is lost.
+    """
+    for number in range(3):
+        assert await store.insert([UsageEvent()]) == 1
+        assert await store.count() == number + 1
+        await anyio.run_process([sys.executable, "-c", READER, str(path)])
+        assert path.with_name(f"{path.name}-wal") in set(path.parent.iterdir())
+    await store.insert([UsageEvent()])
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM events").fetchone() == (4,)
 
 
 @pytest.mark.anyio
