@@ -40,6 +40,7 @@ def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
         return None
     inside_in = _details(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     inside_out = _details(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
+    total_out = _with_reasoning(total_in, total_out, inside_out.get("reasoning_tokens"), usage.get("total_tokens"))
     cached = _part(inside_in.get("cached_tokens", usage.get("prompt_cache_hit_tokens")), total_in)
     cached_details = _details(inside_in, "cached_tokens_details")
     return TokenUsage(
@@ -54,6 +55,17 @@ def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
         input_image_tokens=_part(inside_in.get("image_tokens"), total_in),
         output_image_tokens=_part(inside_out.get("image_tokens"), total_out),
     )
+
+
+def _with_reasoning(total_in: int | None, total_out: int | None, reasoning: Any, total: Any) -> int | None:
+    """Return the output with the reasoning that some providers (xAI) count beside it, which their total shows.
+
+    Source: https://docs.x.ai/docs/key-information/consumption-and-rate-limits, as quoted in vercel/ai#12425.
+    """
+    beside = _count(reasoning)
+    if beside is None or total_in is None or total_out is None or total != total_in + total_out + beside:
+        return total_out
+    return total_out + beside
 
 
 def _details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

@@ -1,0 +1,198 @@
+"""Usage blocks of every dialect, and of no dialect at all."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxgate_mw import diagnostics
+from fluxgate_mw.event import TokenUsage
+from fluxgate_mw.openai.usage import MOST, read_usage, reported_cost_nanos, usd_to_nanos
+
+CHAT = {
+    "prompt_tokens": 100,
+    "completion_tokens": 40,
+    "total_tokens": 140,
+    "prompt_tokens_details": {"cached_tokens": 60, "audio_tokens": 10, "cached_tokens_details": {"audio_tokens": 4}},
+    "completion_tokens_details": {
+        "reasoning_tokens": 20,
+        "audio_tokens": 5,
+        "accepted_prediction_tokens": 3,
+        "rejected_prediction_tokens": 1,
+    },
+}
+
+
+def test_chat():
+    """Chat completions count prompt and completion tokens, with what is inside them (langfuse#5568, langfuse#10592)."""
+    assert read_usage(CHAT) == TokenUsage(
+        input_tokens=100,
+        output_tokens=40,
+        cache_read_input_tokens=60,
+        reasoning_output_tokens=20,
+        input_audio_tokens=10,
+        output_audio_tokens=5,
+        cache_read_input_audio_tokens=4,
+    )
+
+
+def test_responses():
+    """The responses API counts input and output tokens, cache writes too (genai-prices#486)."""
+    usage = {
+        "input_tokens": 100,
+        "output_tokens": 40,
+        "total_tokens": 140,
+        "input_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 30},
+        "output_tokens_details": {"reasoning_tokens": 20},
+    }
+    assert read_usage(usage) == TokenUsage(
+        input_tokens=100,
+        output_tokens=40,
+        cache_read_input_tokens=60,
+        cache_creation_input_tokens=30,
+        reasoning_output_tokens=20,
+    )
+
+
+def test_embeddings():
+    """Embeddings have no output."""
+    assert read_usage({"prompt_tokens": 8, "total_tokens": 8}) == TokenUsage(input_tokens=8)
+
+
+def test_images():
+    """Images count text and image tokens apart."""
+    usage = {
+        "input_tokens": 60,
+        "output_tokens": 1000,
+        "input_tokens_details": {"text_tokens": 20, "image_tokens": 40},
+        "output_tokens_details": {"image_tokens": 1000, "text_tokens": 0},
+    }
+    read = read_usage(usage)
+    assert (read.input_image_tokens, read.output_image_tokens) == (40, 1000)
+
+
+def test_transcriptions():
+    """Transcriptions are counted in tokens, audio inside, or in seconds, which are no tokens."""
+    usage = {"type": "tokens", "input_tokens": 14, "output_tokens": 45, "input_token_details": {"audio_tokens": 14}}
+    assert read_usage(usage) == TokenUsage(input_tokens=14, output_tokens=45, input_audio_tokens=14)
+    assert read_usage({"type": "duration", "seconds": 9}) is None
+
+
+def test_deepseek():
+    """DeepSeek tells its cache hits at the top."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 2, "prompt_cache_hit_tokens": 6, "prompt_cache_miss_tokens": 4}
+    assert read_usage(usage).cache_read_input_tokens == 6
+
+
+def test_reasoning_beside_the_output():
+    """xAI counts reasoning beside the output and in the total only; it is billed as output (vercel/ai#12425)."""
+    usage = {"prompt_tokens": 12, "completion_tokens": 1, "total_tokens": 399}
+    read = read_usage({**usage, "completion_tokens_details": {"reasoning_tokens": 386}})
+    assert (read.output_tokens, read.reasoning_output_tokens) == (387, 386)
+    assert diagnostics.counts() == {}
+
+
+def test_nothing_is_added_on_top():
+    """Cached and reasoning tokens never change a total (langfuse#12306, litellm#14849, litellm PR#26919)."""
+    read = read_usage(CHAT)
+    assert (read.input_tokens, read.output_tokens) == (CHAT["prompt_tokens"], CHAT["completion_tokens"])
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, float("inf"), float("nan"), True, "7", [7], {}, MOST + 1, 10**30], ids=repr)
+def test_a_count_that_cannot_be(value):
+    """It is unknown and counted, and the others stay."""
+    assert read_usage({"prompt_tokens": value, "completion_tokens": 5}) == TokenUsage(output_tokens=5)
+    assert diagnostics.counts()["absurd_usage"] == 1
+
+
+def test_zero_is_no_unknown():
+    """A reported zero stays one; what is not reported is None."""
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 0}}
+    assert read_usage(usage) == TokenUsage(input_tokens=0, output_tokens=0, cache_read_input_tokens=0)
+    assert read_usage({}) is None
+    assert diagnostics.counts() == {}
+
+
+ANY = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.integers(0, 50), st.floats(), st.text(max_size=3)),
+    lambda inner: st.lists(inner, max_size=2),
+    max_leaves=3,
+)
+NAMES = sorted(
+    {
+        *CHAT,
+        *CHAT["prompt_tokens_details"],
+        *CHAT["completion_tokens_details"],
+        "cache_write_tokens",
+        "input_tokens",
+        "output_tokens",
+        "input_tokens_details",
+        "output_tokens_details",
+        "image_tokens",
+        "prompt_cache_hit_tokens",
+    }
+)
+BLOCKS = st.recursive(ANY, lambda inner: st.dictionaries(st.sampled_from(NAMES), inner, max_size=6), max_leaves=12)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), BLOCKS))
+def test_no_subset_is_larger_than_its_total(block):
+    """Whatever is reported, counts are whole, possible, and inside their totals."""
+    read = read_usage(block)
+    if read is None:
+        return
+    for name in TokenUsage.__struct_fields__:
+        count = getattr(read, name)
+        assert count is None or (type(count) is int and 0 <= count <= MOST)
+        total = {"i": read.input_tokens, "c": read.input_tokens, "o": read.output_tokens, "r": read.output_tokens}
+        assert count is None or count <= total[name[0]]
+
+
+@given(st.lists(st.integers(0, 10_000), min_size=3, max_size=3))
+def test_what_was_said_is_what_is_read(numbers):
+    """A block that makes sense is read without loss, through JSON."""
+    reasoning, cached, _ = low, middle, high = sorted(numbers)
+    assert all(left <= right for left, right in pairwise((low, middle, high)))
+    usage = {
+        "prompt_tokens": high,
+        "completion_tokens": middle,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
+    assert read_usage(json.loads(json.dumps(usage))) == TokenUsage(
+        input_tokens=high, output_tokens=middle, cache_read_input_tokens=cached, reasoning_output_tokens=reasoning
+    )
+
+
+@pytest.mark.parametrize(
+    ("given_usd", "nanos"),
+    [
+        (0.0000012, 1200),
+        (1, 1_000_000_000),
+        ("0.00123", 1_230_000),
+        (0, 0),
+        (1e-10, 0),
+        (-1, None),
+        (True, None),
+        ("free", None),
+        (None, None),
+        (float("nan"), None),
+        (float("inf"), None),
+        ([1], None),
+    ],
+)
+def test_amounts(given_usd, nanos):
+    """USD as providers write it, in whole nano-USD; what is no amount is unknown."""
+    assert usd_to_nanos(given_usd) == nanos
+    assert reported_cost_nanos({"cost": given_usd}) == nanos
+
+
+def test_a_key_of_ones_own():
+    """With one's own key the gateway's fee and the provider's bill add up."""
+    usage = {"cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.02}}
+    assert reported_cost_nanos(usage) == 21_000_000
+    assert reported_cost_nanos({**usage, "cost_details": {}}) is None
