@@ -23,7 +23,8 @@ from fluxgate_mw.types import Store
 __all__ = ["LOOPBACK", "flush", "serve"]
 
 LOOPBACK = "127.0.0.1"
-_STOP_S = 5.0
+_STOP_S = 3.0
+"""What a batch in hand is given at the end: with a store that waits for a lock, less in all than orchestrators give."""
 
 Say = Callable[[str], None]
 

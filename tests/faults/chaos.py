@@ -3,7 +3,7 @@
 Run as `python -m tests.faults.chaos --seconds 60 --seed 1`: several web workers emit numbered events through the public
 API; a flusher is the real command, another dies between commit and acknowledgement; one Valkey server keeps its
 data (AOF). Workers, flushers and server are killed by SIGKILL and started again, the server is frozen, starved of
-memory and emptied, the store is locked. Then everything is mended, and every event that was emitted is looked for.
+memory and emptied, the store is locked and read by others. Then everything is mended, and every event that was emitted is looked for.
 
 The law: an event is stored once, or a dead letter, or was in the server when it was emptied, or was counted as
 dropped by its process, or was emitted less than the stated bound before its process was killed.
@@ -169,7 +169,7 @@ class Chaos:
             faults += [(self._kill_server, 2), (self._freeze_server, 2), (self._starve_server, 2)]
             faults += [(self._empty_server, 1)]
         if not self.store_busy and self.store.exists():
-            faults += [(self._lock_store, 2)]
+            faults += [(self._lock_store, 2), (self._look_at_store, 2)]
         actions, weights = zip(*faults, strict=True)
         self.chance.choices(actions, weights)[0]()
 
@@ -258,6 +258,12 @@ class Chaos:
             connection.execute("BEGIN IMMEDIATE")
         self._later(self.chance.uniform(0.5, 7.0), lambda: self._unlock_store(connection))
         self._count("lock store")
+
+    def _look_at_store(self) -> None:
+        """Read the store from this process and leave, as any tool may."""
+        with closing(sqlite3.connect(self.store, timeout=10)) as connection, suppress(sqlite3.OperationalError):
+            connection.execute("SELECT COUNT(*) FROM events").fetchone()
+        self._count("look at store")
 
     def _unlock_store(self, connection: sqlite3.Connection) -> None:
         connection.close()

@@ -273,6 +273,7 @@ class CuttingProxy:
                 end.shutdown(socket.SHUT_RDWR)
             except OSError:
                 continue
+        source.close()
 
     def close(self) -> None:
         """Listen no more."""
