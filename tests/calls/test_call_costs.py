@@ -1,0 +1,242 @@
+"""What a call costs: by the caller's rates, the user's price list, the provider's word, or the published prices."""
+
+from __future__ import annotations
+
+import json
+
+import openai
+import pytest
+
+from fluxgate_mw import FluxGate, FluxGateError, context, current
+from fluxgate_mw.testing import capture_events
+from tests.calls.mocks import CHAT, MESSAGES, USAGE, answer, chat_events, streamed, sync_client
+
+CREATE = {"model": "gpt-4o-mini", "messages": MESSAGES}
+PUBLISHED = 12 * 150 + 3 * 600
+"""gpt-4o-mini: 0.15 and 0.60 USD for a million tokens, in nano-USD for 12 in and 3 out."""
+
+
+def _cost(body, base_url="https://api.openai.com/v1", headers=None, **asked):
+    client = sync_client(lambda r: answer(body, **(headers or {})), base_url=base_url)
+    with capture_events() as events:
+        client.chat.completions.create(**{**CREATE, **asked})
+    (event,) = events
+    return event.cost_nanos, event.price_version, event.unpriced_reason
+
+
+def test_published_prices_are_integer_nanos(fg):
+    """Twelve tokens in and three out at the published rates, exact."""
+    assert _cost(CHAT)[0] == PUBLISHED
+
+
+def test_cached_and_reasoning_tokens_are_inside_the_totals(fg):
+    """langfuse/langfuse#5568, #10592, #12306, BerriAI/litellm#14849, PR#26919: never added on top of the totals."""
+    usage = {
+        "prompt_tokens": 1000,
+        "completion_tokens": 100,
+        "prompt_tokens_details": {"cached_tokens": 400},
+        "completion_tokens_details": {"reasoning_tokens": 60},
+    }
+    assert _cost({**CHAT, "usage": usage})[0] == 600 * 150 + 400 * 75 + 100 * 600
+
+
+def test_the_service_tier_of_the_answer_counts(fg):
+    """A tier that the response names is what is billed, whatever was asked for."""
+    body = {**CHAT, "model": "gpt-5-mini-2025-08-07"}
+    usual = _cost(body)[0]
+    flex = _cost({**body, "service_tier": "flex"}, service_tier="auto")[0]
+    assert flex is not None
+    assert 0 < flex < usual
+
+
+def test_a_tier_that_was_asked_for_counts_where_the_answer_names_none(fg):
+    """Without a tier in the answer the request's own is taken."""
+    body = {**CHAT, "model": "gpt-5-mini-2025-08-07"}
+    assert _cost(body, service_tier="flex")[0] == _cost({**body, "service_tier": "flex"})[0]
+
+
+def test_a_fine_tuned_model_is_known_or_unknown_never_nothing(fg):
+    """A fine-tuned model's cost is a price of its own or None with the reason, never the base model's silently or 0."""
+    cost, _, reason = _cost({**CHAT, "model": "ft:gpt-4o-mini-2024-07-18:acme::abc"})
+    assert cost != 0
+    assert (cost is None) == (reason is not None)
+
+
+def test_an_azure_deployment_is_priced_by_the_response_model(fg):
+    """The deployment's name says nothing; the model in the answer does."""
+    client = sync_client(
+        lambda r: answer(CHAT),
+        openai.AzureOpenAI,
+        azure_endpoint="https://acme.openai.azure.com",
+        api_version="2024-10-21",
+    )
+    with capture_events() as events:
+        client.chat.completions.create(model="our-deployment", messages=MESSAGES)
+    event = events[0]
+    assert (event.provider_name, event.request_model, event.api_path) == (
+        "azure",
+        "our-deployment",
+        "/chat/completions",
+    )
+    assert event.cost_nanos == PUBLISHED
+
+
+def test_an_azure_client_behind_a_gateway_is_azure(fg):
+    """The company's own host in front of Azure does not make the model unknown."""
+    client = sync_client(
+        lambda r: answer(CHAT), openai.AzureOpenAI, base_url="https://llm.corp.example/openai", api_version="2024-10-21"
+    )
+    with capture_events() as events:
+        client.chat.completions.create(model="our-deployment", messages=MESSAGES)
+    assert (events[0].provider_name, events[0].cost_nanos) == ("azure", PUBLISHED)
+
+
+def test_the_cost_that_openrouter_reports_is_taken_over(fg):
+    """`usage.cost` is USD, exact to the nano, and the price version says that the provider told it."""
+    body = {**CHAT, "model": "some/model", "usage": {**USAGE, "cost": 0.000123456}}
+    assert _cost(body, "https://openrouter.ai/api/v1") == (123_456, "provider", None)
+
+
+def test_a_key_of_ones_own_adds_the_upstream_bill(fg):
+    """With BYOK OpenRouter reports its fee apart from what the provider bills."""
+    usage = {**USAGE, "cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.02}}
+    assert _cost({**CHAT, "usage": usage}, "https://openrouter.ai/api/v1")[0] == 21_000_000
+
+
+@pytest.mark.parametrize("odd", [-1, "free", True, float("1e300"), {"total_cost": 1}, None])
+def test_a_reported_cost_that_is_no_amount_is_not_taken(fg, odd):
+    """An odd `cost` leaves the published price."""
+    assert _cost({**CHAT, "usage": {**USAGE, "cost": odd}})[0] == PUBLISHED
+
+
+def test_the_header_of_a_litellm_proxy_is_taken_over(fg):
+    """A proxy on an unknown host says the cost in a header."""
+    headers = {"x_litellm_response_cost": "2.4e-05"}
+    assert _cost(CHAT, "http://proxy.corp.example:4000", headers) == (24_000, "provider", None)
+
+
+def test_a_stream_takes_over_a_reported_cost(fg):
+    """The last chunk's cost, and the header of a stream."""
+    events_sent = chat_events("Hi", usage={**USAGE, "cost": 0.5})
+    with capture_events() as events:
+        list(sync_client(lambda r: streamed(events_sent)).chat.completions.create(**CREATE, stream=True))
+        headed = streamed(chat_events("Hi"), **{"x-litellm-response-cost": "0.25"})
+        client = sync_client(lambda r: headed, base_url="http://proxy.example")
+        list(client.chat.completions.create(**CREATE, stream=True))
+    assert [(e.cost_nanos, e.price_version) for e in events] == [(500_000_000, "provider"), (250_000_000, "provider")]
+
+
+def test_an_override_beats_everything(fg, tmp_path):
+    """The caller's own rates win over the price list and over what the provider reports."""
+    with context(cost_override={"input_cost_per_1m_tokens": 1, "output_cost_per_1m_tokens": 2}):
+        cost, version, _ = _cost({**CHAT, "usage": {**USAGE, "cost": 9}})
+    assert cost == 12 * 1000 + 3 * 2000
+    assert version.startswith("cost_override")
+
+
+def test_an_override_prices_an_unknown_model_of_an_unknown_host(fg):
+    """Where nothing is published the override alone counts."""
+    with context(cost_override={"input_cost_per_1m_tokens": 1, "output_cost_per_1m_tokens": 2}):
+        assert _cost({**CHAT, "model": "own"}, "http://vllm.example/v1", model="own")[0] == 12 * 1000 + 3 * 2000
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({**CHAT, "model": "never-heard-of"}, "unknown model 'gpt-nowhere' of openai"),
+        ({**CHAT, "usage": None}, "no usage"),
+        ({**CHAT, "usage": {"prompt_tokens": 9, "completion_tokens": -1}}, "the usage is incomplete"),
+        ({**CHAT, "usage": {"prompt_tokens": 10**30, "completion_tokens": "x"}}, "no usage"),
+    ],
+)
+def test_an_unknown_cost_is_none_with_the_reason(fg, body, reason):
+    """Neither an unknown model nor a usage that cannot be ever costs 0."""
+    assert _cost(body, model="gpt-nowhere") == (None, None, reason)
+
+
+def test_an_unknown_host_has_no_price_and_says_so(fg):
+    """A host that is not known is recorded under its own name."""
+    assert _cost(CHAT, "http://vllm.example/v1") == (None, None, "unknown provider 'vllm.example'")
+
+
+def test_the_region_is_still_the_provider_and_a_part_of_a_name_is_not(fg):
+    """The real SDK takes "llmbox.ai" for xAI; a host is matched by whole labels."""
+    client = sync_client(lambda r: answer(CHAT), base_url="https://eu.api.openai.com/v1")
+    other = sync_client(lambda r: answer(CHAT), base_url="https://llmbox.ai/v1")
+    with capture_events() as events:
+        client.chat.completions.create(**CREATE)
+        other.chat.completions.create(**CREATE)
+    assert [e.provider_name for e in events] == ["openai", "llmbox.ai"]
+
+
+_PRICES = """
+[[prices]]
+model = "gpt-4o-mini*"
+provider = "openai"
+input_cost_per_1m_tokens = 1
+output_cost_per_1m_tokens = 1
+
+[[prices]]
+model = "gpt-4o-mini*"
+from = 2026-01-01
+until = 2126-01-01
+input_cost_per_1m_tokens = "0.5"
+output_cost_per_1m_tokens = 2
+
+[[prices]]
+model = "own-model"
+until = 2020-01-01
+input_cost_per_1m_tokens = 1
+"""
+
+
+def _price_file(tmp_path, text, name="prices.toml"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_a_price_list_beats_the_published_prices_within_its_dates(tmp_path):
+    """Of the entries that hold the last counts; one that has ended does not; a reported cost loses to it."""
+    FluxGate(price_file=_price_file(tmp_path, _PRICES))
+    cost, version, _ = _cost({**CHAT, "usage": {**USAGE, "cost": 9}})
+    assert cost == 12 * 500 + 3 * 2000
+    assert version.startswith("price_file")
+    assert _cost({**CHAT, "model": "own-model"}, model="own-model")[0] is None
+
+
+def test_a_price_list_may_be_json(tmp_path):
+    """The same in JSON, with dates as text."""
+    entry = {
+        "model": "gpt-4o-mini",
+        "from": "2024-01-01",
+        "input_cost_per_1m_tokens": 3,
+        "output_cost_per_1m_tokens": 0,
+    }
+    FluxGate(price_file=_price_file(tmp_path, json.dumps({"prices": [entry]}), "prices.json"))
+    assert _cost(CHAT)[0] == 12 * 3000
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("nonsense", "prices.toml"),
+        ("x = 1", "expected a list named prices"),
+        ("[[prices]]\nprovider = 'openai'", r"prices\[0\]: expected an entry that names its model"),
+        ("[[prices]]\nmodel = 'm'\ninput = 1", r"prices\[0\]: cost_override: input"),
+        ("[[prices]]\nmodel = 'm'\nfrom = 'soon'", r"prices\[0\]: from: expected a date"),
+        ("[[prices]]\nmodel = 'm'\nprovider = 1", "provider: expected a name"),
+    ],
+)
+def test_a_wrong_price_list_fails_at_start_and_says_what_is_wrong(tmp_path, text, says):
+    """One line that names the file, the entry and what is expected."""
+    with pytest.raises(FluxGateError, match=says):
+        FluxGate(price_file=_price_file(tmp_path, text))
+    with pytest.raises(FluxGateError, match="nowhere.toml"):
+        FluxGate(price_file=tmp_path / "nowhere.toml")
+
+
+def test_the_cost_adds_up_outside_of_requests_to_nothing(fg):
+    """`current()` counts the calls of a request only."""
+    _cost(CHAT)
+    assert (current().calls, current().cost_nanos) == (0, 0)
