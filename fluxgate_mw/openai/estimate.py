@@ -11,7 +11,11 @@ _NO_TEXT: Final = frozenset({"role", "id", "type", "index", "audio", "input_audi
 
 
 def estimate_tokens(utf8_bytes: int) -> int:
-    """Return about how many tokens a text of that many UTF-8 bytes has: a quarter, rounded up."""
+    """Return about how many tokens a text of that many UTF-8 bytes has: a quarter, rounded up.
+
+    Measured on one text in eleven languages and two of code, as a part of what o200k_base counts: 0.86 (Chinese) to
+    2.31 (Hindi), English 1.30, code 1.0. The few tokens that the service adds to each message are not in it.
+    """
     return -(-utf8_bytes // UTF8_BYTES_PER_TOKEN)
 
 
