@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
 from openai import AsyncStream, BaseModel, Stream
@@ -27,7 +27,7 @@ from fluxgate_mw.openai.uncovered import replacements
 from fluxgate_mw.recorder import Outcome, Recorder, guarded, in_hand
 from fluxgate_mw.types import HasRecorder
 
-__all__ = ["arequested", "instrument_openai", "requested", "uninstrument_openai"]
+__all__ = ["VIEW", "arequested", "instrument_openai", "note_response", "requested", "uninstrument_openai"]
 
 VIEW: Final = "__fluxgate_view__"
 """The attribute of client classes that track by themselves: the explicit tracker's views."""
@@ -215,12 +215,17 @@ def _process_response(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def process_response(client: Any, *args: Any, **kwargs: Any) -> Any:
-        call = in_hand.get()
-        if isinstance(call, OpenAICall | Retrieval) and "response" in kwargs:
-            call.responded(kwargs["response"], kwargs.get("retries_taken", 0))
+        note_response(kwargs)
         return original(client, *args, **kwargs)
 
     return process_response
+
+
+def note_response(arguments: Mapping[str, Any]) -> None:
+    """Tell the running call of the response that the client's `_process_response` was given. Never raises."""
+    call = in_hand.get()
+    if isinstance(call, OpenAICall | Retrieval) and "response" in arguments:
+        call.responded(arguments["response"], arguments.get("retries_taken", 0))
 
 
 def _owners_of_request(client: type) -> Iterator[type]:

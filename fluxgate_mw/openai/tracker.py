@@ -12,7 +12,7 @@ from openai._base_client import AsyncAPIClient
 from fluxgate_mw.ambient import Ambient, get
 from fluxgate_mw.frames import set_fields
 from fluxgate_mw.openai.calls import Origin
-from fluxgate_mw.openai.patch import VIEW, arequested, requested
+from fluxgate_mw.openai.patch import VIEW, arequested, note_response, requested
 from fluxgate_mw.recorder import Recorder
 from fluxgate_mw.types import HasRecorder
 
@@ -73,6 +73,10 @@ class _View:
                 fields = {**fields, "metadata": {**ambient.metadata, **fields["metadata"]}}
             ambient = msgspec.structs.replace(ambient, **fields)
         return Origin(recorder=self._fluxgate_recorder, ambient=ambient)
+
+    def _process_response(self, *args: Any, **kwargs: Any) -> Any:
+        note_response(kwargs)
+        return super()._process_response(*args, **kwargs)  # type: ignore[misc]
 
     def copy(self, *args: Any, **kwargs: Any) -> Self:
         """Return the client's own copy with other options, tracked as this view is."""
