@@ -55,14 +55,14 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The whole delivery as it was found.
 
     Args:
-        store_writable: Whether the store committed an empty insert.
+        store_writable: Whether the store committed an empty insert; None where it was not asked.
         buffers: Every buffer that a flusher reads.
         flusher: Figures of this process's flusher; None where it runs none.
         emitter: Figures of this process's emitter; None where it emits nothing.
         notes: How often something was noted in this process, by kind.
     """
 
-    store_writable: bool
+    store_writable: bool | None
     buffers: Sequence[BufferHealth]
     flusher: FlusherStatistics | None
     emitter: EmitterStatistics | None
@@ -82,7 +82,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     def reasons(self, max_lag_s: float) -> list[str]:
         """Return why the delivery is not ready, in words that name no host; empty where it is."""
-        found = [] if self.store_writable else ["the store cannot be written"]
+        found = ["the store cannot be written"] if self.store_writable is False else []
         found += [f"the buffer {buffer.name} does not answer" for buffer in self.buffers if not buffer.answers]
         if self.oldest_age_s > max_lag_s:
             found.append(f"an event waits for {self.oldest_age_s:.0f} s, {max_lag_s:.0f} s are allowed")
@@ -129,21 +129,25 @@ class Health:
     ) -> None:
         self._store, self._open_buffers = store, buffers
         self._flusher, self._emitter = flusher, emitter
-        self._last: Snapshot | None = None
-        self._looked_at = -math.inf
+        self._last: dict[bool, tuple[float, Snapshot]] = {}
 
-    async def snapshot(self) -> Snapshot:
-        """Return how the delivery was found, at most a second ago. What cannot be asked in time counts as silent."""
-        if self._last is None or time.monotonic() - self._looked_at >= _KEPT_S:
-            self._last = await self._look()
-            self._looked_at = time.monotonic()
-        return self._last
+    async def snapshot(self, *, ask_store: bool = True) -> Snapshot:
+        """Return how the delivery was found, at most a second ago. What cannot be asked in time counts as silent.
+
+        Args:
+            ask_store: Whether the store is tried too, which waits where another process holds its lock.
+        """
+        looked_at, last = self._last.get(ask_store, (-math.inf, None))
+        if last is None or time.monotonic() - looked_at >= _KEPT_S:
+            last = await self._look(ask_store=ask_store)
+            self._last[ask_store] = (time.monotonic(), last)
+        return last
 
     async def trust(self) -> Mapping[str, object]:
-        """Return the figures of the dashboard's trust strip."""
-        return (await self.snapshot()).trust()
+        """Return the figures of the dashboard's trust strip, without trying the store: the page shows whether it is."""
+        return (await self.snapshot(ask_store=False)).trust()
 
-    async def _look(self) -> Snapshot:
+    async def _look(self, *, ask_store: bool) -> Snapshot:
         buffers = self._open_buffers()
         found: list[BufferHealth | None] = [None] * len(buffers)
         writable: list[bool] = []
@@ -155,11 +159,12 @@ class Health:
             found[place] = await _buffer_health(name, buffers[place])
 
         async with anyio.create_task_group() as group:
-            group.start_soon(look_at_store)
+            if ask_store:
+                group.start_soon(look_at_store)
             for place, name in enumerate(_names(buffers)):
                 group.start_soon(look_at, place, name)
         return Snapshot(
-            store_writable=writable[0],
+            store_writable=writable[0] if ask_store else None,
             buffers=[buffer for buffer in found if buffer is not None],
             flusher=self._flusher(),
             emitter=self._emitter(),

@@ -78,8 +78,9 @@ def _alone(value: float) -> _Samples:
 
 
 def _metrics(snapshot: Snapshot) -> Iterator[_Metric]:
-    store = _alone(float(snapshot.store_writable))
-    yield _Metric("store_up", "gauge", "Whether the store can be written", store)
+    if snapshot.store_writable is not None:
+        store = _alone(float(snapshot.store_writable))
+        yield _Metric("store_up", "gauge", "Whether the store can be written", store)
     oldest = _alone(snapshot.oldest_age_s)
     yield _Metric("oldest_unstored_age_seconds", "gauge", "Age of the oldest event known not to be stored", oldest)
     yield from _buffer_metrics(snapshot.buffers)

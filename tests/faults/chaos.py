@@ -2,8 +2,9 @@
 
 Run as `python -m tests.faults.chaos --seconds 60 --seed 1`: several web workers emit numbered events through the public
 API; a flusher is the real command, another dies between commit and acknowledgement; one Valkey server keeps its
-data (AOF). Workers, flushers and server are killed by SIGKILL and started again, the server is frozen, starved of
-memory and emptied, the store is locked and read by others. Then everything is mended, and every event that was emitted is looked for.
+data (AOF). Workers, flushers and server are killed by SIGKILL and started again; the server is frozen, starved of
+memory and emptied; the store is locked, and read by others. Then everything is mended, and every event that was
+emitted is looked for.
 
 The law: an event is stored once, or a dead letter, or was in the server when it was emptied, or was counted as
 dropped by its process, or was emitted less than the stated bound before its process was killed.

@@ -23,6 +23,7 @@ from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.stores.sqlite import SQLiteStore
 from tests.buffers import assert_conserved, numbered, numbers_in, wait_until
 from tests.faults.test_emitter_faults import CuttingProxy
+from tests.faults.test_emitter_faults import start as start_program
 from tests.flushing import append_numbered, make_flusher, stored_numbers
 from tests.servers import SERVICE, RedisServer, start_sentinel, valkey_binary
 
@@ -311,6 +312,60 @@ def test_terminated_with_the_server_down_a_web_process_leaves_all_in_the_spool(d
     server.process.send_signal(signal.SIGCONT)
     delivery.flush_all(server.url)
     assert delivery.stored() == list(range(5000))
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """Two machines that share nothing but a server: the app's, and the flusher's."""
+    both = Delivery(tmp_path / "app"), Delivery(tmp_path / "flusher")
+    for machine in both:
+        machine.folder.mkdir()
+    yield both
+    for machine in both:
+        machine.end()
+
+
+def test_between_machines_the_apps_spool_comes_through_the_server(machines):
+    """What an outage put on the app's disk is brought by the app itself; the flusher's machine never sees that disk."""
+    app, far = machines
+    server = far.server(*KEEPS_ITS_DATA)
+    flusher = far.start(server.url, "flush")
+    with app.emitting(server.url) as fg:
+        emit(fg, range(100))
+        assert fg.flush(10)
+        server.kill()
+        emit(fg, range(100, 200))
+        assert fg.flush(10)
+        assert fg.statistics().spooled >= 100
+        server.start()
+        wait_until(lambda: far.has(range(200)), 40)
+        assert_conserved(fg.statistics(), 200)
+    assert far.stored() == list(range(200))
+    assert not app.store.exists()
+    flusher.terminate()
+    assert flusher.wait(10) == 0
+
+
+def test_what_a_dead_app_left_on_its_disk_is_brought_by_the_next(machines):
+    """A process killed during the outage left its spool: the next on that machine brings it before any event."""
+    app, far = machines
+    server = far.server(*KEEPS_ITS_DATA)
+    flusher = far.start(server.url, "flush")
+    wait_until(far.store.exists)
+    server.kill()
+    process = start_program("until_killed", app.folder / "spool", server.url, STREAM)
+    assert process.stdout.readline() == "running\n"
+    wait_until(lambda: len(list((app.folder / "spool").glob("*.seg"))) > 3)
+    process.kill()
+    process.communicate()
+    server.start()
+    with app.emitting(server.url):
+        wait_until(lambda: not list((app.folder / "spool").glob("*.[so][ep]*")), 30)
+    wait_until(lambda: far.has(range(400)), 30)
+    flusher.terminate()
+    assert flusher.wait(10) == 0
+    stored = far.stored()
+    assert stored == list(range(len(stored)))
 
 
 class SlowStore(SQLiteStore):

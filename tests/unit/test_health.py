@@ -131,6 +131,16 @@ async def test_it_looks_at_most_once_a_second(store, stream):
     assert (buffer.calls["backlog"], buffer.calls["oldest"], buffer.calls["aclose"]) == (1, 1, 1)
 
 
+async def test_a_page_does_not_wait_for_the_stores_lock(stream, store):
+    """The trust strip tries no insert: another process may hold the lock for seconds."""
+    watched = Faulty(store)
+    health = Health(store=watched, buffers=lambda: [MemoryBuffer(stream)])
+    assert (await health.trust())["waiting_packs"] == 0
+    assert not watched.calls
+    assert "fluxgate_store_up" not in values(render(await health.snapshot(ask_store=False)))
+    assert values(render(await health.snapshot()))["fluxgate_store_up"] == 1
+
+
 async def test_metrics_are_the_figures_of_every_stage(tmp_path, store, stream):
     """What was stored, what came twice, what was set aside, what waits and what was dropped."""
     diagnostics.reset()
