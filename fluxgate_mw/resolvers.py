@@ -6,10 +6,10 @@ never kept. How each framework says it is known to `frameworks`; what a proxy ma
 
 from __future__ import annotations
 
-import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from types import CoroutineType
 from typing import Any, Final
 
 from fluxgate_mw import diagnostics, frameworks
@@ -211,7 +211,7 @@ def _asked(name: str, resolver: Callable[[Carrier], object] | None, carrier: Car
         return None
     if time.perf_counter() - started > SLOW_S:
         diagnostics.note("resolver_slow", f"{name} took over {SLOW_S * 1000:g} ms; it runs inside the request")
-    if inspect.iscoroutine(answer):
+    if type(answer) is CoroutineType:
         answer.close()
         diagnostics.note("resolver_coroutine", f"{name} must be a plain function, but it returned a coroutine")
         return None

@@ -8,6 +8,7 @@ from wsgiref.util import FileWrapper, setup_testing_defaults
 
 import httpx
 import pytest
+
 import tests.django_project  # noqa: F401  # isort: skip  (it configures Django, which the next lines need)
 from django.contrib.auth.models import User
 from django.core.asgi import get_asgi_application

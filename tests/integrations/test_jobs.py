@@ -79,7 +79,9 @@ def test_a_celery_task_shows_user_feature_and_request_of_where_it_was_sent(tasks
         wait_for(events, 6)
         tasks.tasks["summarize"].delay()
         wait_for(events, 7)
-    assert [who(event) for event in events[:6]] == [(user, ROUTE) for user in ("ada", "ada", "bob", "bob", "eve", "eve")]
+    assert [who(event) for event in events[:6]] == [
+        (user, ROUTE) for user in ("ada", "ada", "bob", "bob", "eve", "eve")
+    ]
     assert [event.step for event in events[:2]] == [None, "summarize"]
     assert events[0].request_id == events[1].request_id != events[2].request_id
     assert (events[1].route, events[1].user_source, events[1].feature_source) == (ROUTE, "scope", "route")

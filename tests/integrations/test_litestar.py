@@ -19,7 +19,6 @@ from fluxgate_mw.integrations.litestar import FluxGatePlugin
 from fluxgate_mw.testing import capture_events
 from tests.asking import aask, ask, who
 
-
 # Parameters that are inferred from the path, as every release takes them.
 pytestmark = pytest.mark.filterwarnings("ignore::litestar.exceptions.base_exceptions.LitestarDeprecationWarning")
 

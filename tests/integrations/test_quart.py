@@ -148,8 +148,9 @@ async def test_a_call_in_a_websocket_knows_user_and_rule() -> None:
         await quart.websocket.send(await aask())
 
     with capture_events() as events:
-        async with app.test_app() as running, running.test_client().websocket(
-            "/socket/7", headers={"x-user": "ada"}
-        ) as connected:
+        async with (
+            app.test_app() as running,
+            running.test_client().websocket("/socket/7", headers={"x-user": "ada"}) as connected,
+        ):
             await connected.receive()
     assert [who(event) for event in events] == [("ada", "WEBSOCKET /socket/<int:key>")]

@@ -332,7 +332,9 @@ def test_a_call_in_the_handler_of_exception_knows_user_and_route(kind: str, wrap
     app: Any
     if wrapped:
         app = FluxGateMiddleware(
-            Starlette(routes=[Route("/items/{id}", raises)], middleware=[Middleware(SignIn)], exception_handlers=handlers)
+            Starlette(
+                routes=[Route("/items/{id}", raises)], middleware=[Middleware(SignIn)], exception_handlers=handlers
+            )
         )
     else:
         app = serve([Route("/items/{id}", raises)], exception_handlers=handlers)
