@@ -6,8 +6,9 @@ import functools
 import inspect
 from asyncio import CancelledError
 from collections.abc import Callable
+from numbers import Integral
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -20,6 +21,8 @@ from fluxgate_mw.semconv import Status
 __all__ = ["TrackedCall", "track"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+MOST: Final = 2**53
+"""A count past this is no count: JSON numbers are exact only so far."""
 
 
 class TrackedCall:
@@ -28,11 +31,12 @@ class TrackedCall:
     Concurrency: one task or thread.
     """
 
-    __slots__ = ("_call", "_outcome", "_outer")
+    __slots__ = ("_call", "_ended", "_outcome", "_outer")
 
     def __init__(self) -> None:
         self._call: Call | None = guarded("track", _begin)
-        self._outer = in_hand.get()
+        self._ended = False
+        self._outer = _still_open(in_hand.get())
         in_hand.set(self)
         self._outcome = Outcome()
 
@@ -60,7 +64,7 @@ class TrackedCall:
             reasoning_output_tokens: Part of `output_tokens`.
             status: How the call ended, where no exception says it.
 
-        Guarantees: never raises for a count: one that is negative or no whole number is unknown, counted and logged.
+        Guarantees: never raises for a count: one that is no whole number from 0 to 2^53 is unknown, counted and logged.
         """
         call = self._call
         if call is None:
@@ -87,18 +91,27 @@ class TrackedCall:
         return None if self._call is None else self._call.tracking
 
     def _end(self, error: BaseException | None) -> None:
-        if in_hand.get() is self:
-            in_hand.set(self._outer)
+        self._ended = True
+        in_hand.set(_still_open(in_hand.get()))
         if self._call is None:
             return
         outcome = self._outcome
         if isinstance(error, CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
             outcome = msgspec.structs.replace(outcome, status="CANCELLED", error_type=type(error).__name__)
         elif error is not None:
+            text = guarded("text", str, error)
+            message = None if text is None else safe_message(text)
             outcome = msgspec.structs.replace(
-                outcome, status="ERROR", error_type=type(error).__name__, error_message=safe_message(str(error))
+                outcome, status="ERROR", error_type=type(error).__name__, error_message=message
             )
         self._call.end(outcome)
+
+
+def _still_open(call: object) -> object:
+    """Return the innermost call from `call` outwards that has not ended: blocks may be left in any order."""
+    while isinstance(call, TrackedCall) and call._ended:  # noqa: SLF001
+        call = call._outer  # noqa: SLF001
+    return call
 
 
 class track:  # noqa: N801  (used as a context manager and as a decorator)
@@ -106,6 +119,8 @@ class track:  # noqa: N801  (used as a context manager and as a decorator)
 
     User and feature come from the ambient context; latency is measured; an exception is recorded and passes. Without
     `usage` and without an exception there is one event with `usage_source="none"`.
+
+    Concurrency: one instance may be entered again, and by many tasks and threads at once.
 
     Example:
         >>> from fluxgate_mw.testing import capture_events
@@ -118,17 +133,27 @@ class track:  # noqa: N801  (used as a context manager and as a decorator)
     __slots__ = ("_open",)
 
     def __init__(self) -> None:
-        self._open: list[TrackedCall] = []
+        self._open: dict[TrackedCall, None] = {}
 
     def __enter__(self) -> TrackedCall:
         call = TrackedCall()
-        self._open.append(call)
+        self._open[call] = None
         return call
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        guarded("track", self._open.pop()._end, error)  # noqa: SLF001
+        guarded("track", self._leave, error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        """End the innermost call that this context entered here; left in another context, the last that is open."""
+        call: Any = in_hand.get()
+        while call is not None and call not in self._open:
+            call = getattr(call, "_outer", None)
+        if call is None:
+            call = next(reversed(self._open))
+        del self._open[call]
+        call._end(error)  # noqa: SLF001
 
     async def __aenter__(self) -> TrackedCall:
         await learn_user()
@@ -167,7 +192,8 @@ def _begin() -> Call | None:
 def _count(value: object) -> int | None:
     if value is None:
         return None
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    diagnostics.note("track_usage", "track(): a token count is negative or no whole number; it is taken as unknown")
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if (whole or (isinstance(value, float) and value.is_integer())) and 0 <= value <= MOST:  # type: ignore[operator]
+        return int(value)  # type: ignore[call-overload, no-any-return]
+    diagnostics.note("track_usage", "track(): a token count is no whole number from 0 to 2^53; it is taken as unknown")
     return None
