@@ -62,3 +62,22 @@ class RedisServer:
 def valkey_binary() -> str:
     """Return the path of the Valkey server that the test extra brings."""
     return str(get_binary_path())
+
+
+SERVICE = "costs"
+"""What `start_sentinel` calls the primary."""
+
+
+def start_sentinel(primary: RedisServer, folder: Path) -> RedisServer:
+    """Start one Sentinel that fails over after half a second."""
+    sentinel = RedisServer(valkey_binary(), folder / "sentinel", "--sentinel")
+    sentinel.folder.mkdir()
+    sentinel.config = sentinel.folder / "sentinel.conf"
+    lines = [
+        f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} 1",
+        f"sentinel down-after-milliseconds {SERVICE} 500",
+        f"sentinel failover-timeout {SERVICE} 3000",
+    ]
+    sentinel.config.write_text("\n".join(lines) + "\n")
+    sentinel.start()
+    return sentinel

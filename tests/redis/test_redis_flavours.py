@@ -20,11 +20,9 @@ from fluxgate_mw.settings import Settings
 from fluxgate_mw.stores.sqlite import SQLiteStore
 from tests.buffers import drained_numbers, until
 from tests.redis.test_redis_stream import one
-from tests.servers import RedisServer, free_port, valkey_binary
+from tests.servers import SERVICE, RedisServer, free_port, start_sentinel, valkey_binary
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.timeout(120)]
-
-SERVICE = "costs"
 
 
 async def call(server, *command):
@@ -58,21 +56,6 @@ def servers(tmp_path):
     yield start
     for server in started:
         server.kill()
-
-
-def start_sentinel(primary, tmp_path):
-    """Start one Sentinel that fails over after half a second."""
-    sentinel = RedisServer(valkey_binary(), tmp_path / "sentinel", "--sentinel")
-    sentinel.folder.mkdir()
-    sentinel.config = sentinel.folder / "sentinel.conf"
-    lines = [
-        f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} 1",
-        f"sentinel down-after-milliseconds {SERVICE} 500",
-        f"sentinel failover-timeout {SERVICE} 3000",
-    ]
-    sentinel.config.write_text("\n".join(lines) + "\n")
-    sentinel.start()
-    return sentinel
 
 
 async def append_again(stream, number, timeout_s=30):
