@@ -85,7 +85,7 @@ def test_a_stream_that_is_dropped():
 
 
 def test_a_stream_that_is_never_read():
-    """A stream that nobody reads costs its prompt; its event comes when it is freed (langfuse#14457)."""
+    """A stream that nobody reads costs its prompt; its event comes when it is freed (litellm#14457)."""
     wire = Wire(Reply(ENDLESS, headers=SSE))
     with recorded() as events:
         stream = wire.client().chat.completions.create(**ASKED, stream=True)
