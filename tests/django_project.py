@@ -81,6 +81,8 @@ async def named_stream_view(request: HttpRequest, key: int) -> StreamingHttpResp
 
 @feature("class")
 class ClassView(View):
+    """A class-based view."""
+
     def get(self, request: HttpRequest, key: int) -> HttpResponse:
         return HttpResponse(ask())
 

@@ -20,10 +20,12 @@ from tests.servers import free_port
 GUNICORN = ("-m", "gunicorn", "--no-control-socket", "--log-level", "error")
 GEVENT = (
     "-c",
-    "from gevent import monkey; monkey.patch_all(); import sys; from gevent.pywsgi import WSGIServer;"
-    "from tests.served_app import bare_wsgi, flask_app;"
-    "WSGIServer(('127.0.0.1', int(sys.argv[2])), {'bare': bare_wsgi, 'flask': flask_app}[sys.argv[1]], log=None)"
-    ".serve_forever()",
+    (
+        "from gevent import monkey; monkey.patch_all(); import sys; from gevent.pywsgi import WSGIServer;"
+        "from tests.served_app import bare_wsgi, flask_app;"
+        "WSGIServer(('127.0.0.1', int(sys.argv[2])), {'bare': bare_wsgi, 'flask': flask_app}[sys.argv[1]], log=None)"
+        ".serve_forever()"
+    ),
 )
 
 

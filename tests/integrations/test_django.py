@@ -84,7 +84,7 @@ def test_under_wsgi_a_call_knows_the_signed_in_user_and_its_route(
     events = over_wsgi(path, cookie)
     assert [who(event) for event in events] == [("5", name)] * calls
     assert events[0].user_source == "framework"
-    assert events[0].user and events[0].user.email == "ada@example.org"
+    assert [event.user and event.user.email for event in events] == ["ada@example.org"] * calls
     assert [event.user for event in over_wsgi(path, None)] == [None] * calls
 
 

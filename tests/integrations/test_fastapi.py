@@ -132,9 +132,12 @@ def test_handlers_background_tasks_streams_and_websockets_know_user_and_route() 
     assert [who(event) for event in events_of(app, "/sync/1")] == [("ada", "GET /sync/{x}")] * 2
     assert [who(event) for event in events_of(app, "/stream/1")] == [("ada", "GET /stream/{x}")]
     assert [who(event) for event in events_of(app, "/sync-stream/1")] == [("ada", "GET /sync-stream/{x}")] * 2
-    with capture_events() as events, TestClient(app) as client:
-        with client.websocket_connect("/socket/1", headers={"x-user": "ada"}) as websocket:
-            websocket.receive_text()
+    with (
+        capture_events() as events,
+        TestClient(app) as client,
+        client.websocket_connect("/socket/1", headers={"x-user": "ada"}) as websocket,
+    ):
+        websocket.receive_text()
     assert [who(event) for event in events] == [("ada", "WEBSOCKET /socket/{x}")]
 
 

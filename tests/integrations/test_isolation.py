@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import random
@@ -118,10 +119,8 @@ async def drive(app: Any, number: int) -> None:
         for _ in range(random.randrange(12)):
             await asyncio.sleep(0)
         task.cancel()
-    try:
+    with contextlib.suppress(asyncio.CancelledError, ClientDisconnect, OSError):
         await task
-    except (asyncio.CancelledError, ClientDisconnect, OSError):
-        pass
     assert getattr(scope.get("fluxgate"), "carrier", None) is None, "a cycle is left"
 
 

@@ -188,7 +188,10 @@ def test_a_call_knows_user_and_template(path: str, names: list[str], plugin: boo
 @survival("websocket")
 def test_a_call_in_a_websocket_knows_user_and_template() -> None:
     """The route's method is `WEBSOCKET`."""
-    with capture_events() as events, TestClient(make()) as client:
-        with client.websocket_connect("/socket/7", headers={"x-user": "ada"}) as socket:
-            socket.receive_text()
+    with (
+        capture_events() as events,
+        TestClient(make()) as client,
+        client.websocket_connect("/socket/7", headers={"x-user": "ada"}) as socket,
+    ):
+        socket.receive_text()
     assert [who(event) for event in events] == [("ada", "WEBSOCKET /socket/{key}")]

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route, Router, WebSocketRoute
 from starlette.testclient import TestClient
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from fluxgate_mw import FluxGateMiddleware, UsageEvent, current, feature, identify
 from fluxgate_mw.integrations.threads import carry_context
@@ -235,11 +235,14 @@ def test_a_call_in_a_websocket_knows_user_and_route() -> None:
         await websocket.close()
 
     app = serve([WebSocketRoute("/chat/{room}", endpoint)])
-    with capture_events() as events, TestClient(app) as client:
-        with client.websocket_connect("/chat/1", headers={"x-user": "ada"}) as websocket:
-            websocket.send_text("hello")
-            with pytest.raises(Exception):  # noqa: B017  (the test client says that the server closed)
-                websocket.receive_text()
+    with (
+        capture_events() as events,
+        TestClient(app) as client,
+        client.websocket_connect("/chat/1", headers={"x-user": "ada"}) as websocket,
+    ):
+        websocket.send_text("hello")
+        with pytest.raises(WebSocketDisconnect):
+            websocket.receive_text()
     assert once(events) == ("ada", "WEBSOCKET /chat/{room}")
 
 

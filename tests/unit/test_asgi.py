@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fluxgate_mw import FluxGateMiddleware, ambient, context, current, feature, identify
+from fluxgate_mw import FluxGateMiddleware, User, ambient, context, current, feature, identify
 from fluxgate_mw.ambient import RequestContext
 from fluxgate_mw.testing import capture_events
 from fluxgate_mw.trust import TrustedProxies
@@ -167,8 +167,8 @@ async def test_context_and_the_explicit_frame_beat_every_source_of_the_request()
     async def app(scope: Any, receive: Any, send: Any) -> None:
         identify("identified")
         with context(user="explicit"):
-            assert current().user and current().user.id == "explicit"  # type: ignore[union-attr]
-        assert current().user and current().user.id == "identified"  # type: ignore[union-attr]
+            assert current().user == User("explicit")
+        assert current().user == User("identified")
 
     await served(app)
 

@@ -176,7 +176,7 @@ class AsyncCallable:
         return name()
 
 
-class Callable_:
+class CallableObject:
     """A callable object."""
 
     def __call__(self) -> str | None:
@@ -189,7 +189,7 @@ async def test_callable_objects_and_partials_keep_the_feature() -> None:
     wrapped = feature("object")(AsyncCallable())
     assert inspect.iscoroutinefunction(wrapped)
     assert await wrapped() == "object"
-    assert feature("object")(Callable_())() == "object"
+    assert feature("object")(CallableObject())() == "object"
     assert await feature("partial")(functools.partial(Methods.async_method, Methods()))() == "async method"
     assert feature("partial")(functools.partial(lambda _x: name(), 1))() == "partial"
 
