@@ -47,7 +47,7 @@ class Probes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on."""
-        answer = self._answers.get(scope["path"]) if scope["type"] == "http" else None
+        answer = self._answers.get(_path_below_mount(scope)) if scope["type"] == "http" else None
         if answer is not None:
             request = Request(scope)
             response = await answer(request) if request.method in ("GET", "HEAD") else _refused(405, "read only")
@@ -91,6 +91,11 @@ class Probes:
         scheme, _, offered = request.headers.get("authorization", "").partition(" ")
         token = (self._token or "").encode("utf-8", "replace")
         return scheme.lower() == "bearer" and hmac.compare_digest(offered.strip().encode("utf-8", "replace"), token)
+
+
+def _path_below_mount(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "").rstrip("/"))
 
 
 def _from_loopback(request: Request) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import cached_property, partial
@@ -167,6 +168,9 @@ class FluxGate:
     def dashboard(self, **options: Any) -> ASGIApp:
         """Return the dashboard as an ASGI app to mount in yours; this process then also flushes to the store.
 
+        Below its mount are also `/healthz`, `/readyz` and `/metrics` of this very process, the last two for loopback
+        peers and holders of the settings' token alone.
+
         Args:
             **options: `authorize=` (a callable of the request) or `public=True`, as in
                 `fluxgate_mw.dashboard.app.make_dashboard`; the token of the settings serves too.
@@ -180,9 +184,12 @@ class FluxGate:
             options.setdefault("allowed_hosts", ("*",))
         else:
             options.setdefault("token", self.settings.dashboard_token)
-        page: ASGIApp = make(self.store, trust=self._health().trust, **options)
+        probes = load("fluxgate_mw.probes:Probes", extra="dashboard", needed_for="FluxGate.dashboard()")
+        health = self._health()
+        page = make(self.store, trust=health.trust, **options)
         self._flusher_wanted = self.settings.flusher != "none"
-        return page
+        app: ASGIApp = probes(page, health, token=self.settings.dashboard_token or secrets.token_urlsafe())
+        return app
 
     def __enter__(self) -> Self:
         self.start()

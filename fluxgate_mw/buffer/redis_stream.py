@@ -112,7 +112,17 @@ class RedisStream:
             found.append(f"maxmemory-policy is {info.get('maxmemory_policy')}: a full server deletes unread events")
         if info.get("aof_enabled") == "0":
             found.append("AOF is off: a restart of the server loses the events that were not flushed")
-        return found
+        return [*found, *await self._foreign_groups()]
+
+    async def _foreign_groups(self) -> Sequence[str]:
+        async with self._translated():
+            try:
+                groups = await self._client.execute_command("XINFO", "GROUPS", self._key)
+            except ResponseError:
+                return []
+        names = [_mapping(group)[b"name"].decode("utf-8", "replace") for group in groups]
+        others = [name for name in names if name != self._group]
+        return [f"consumer group {name} is not ours: entries are deleted without it" for name in others]
 
     async def _warn_of_risks(self) -> None:
         for risk in await self.risks():

@@ -212,6 +212,19 @@ async def test_a_server_that_may_lose_events_is_warned_of(tmp_path, caplog):
     assert ["allkeys-lru" in caplog.text, "AOF is off" in caplog.text] == [True, True]
 
 
+async def test_a_foreign_consumer_group_is_named(make, server, stream_key):
+    """Another group on our stream is somebody's mistake: what ours acknowledged is deleted under it.
+
+    PrefectHQ/prefect#18606: a group that nobody reads any more pinned the whole stream.
+    """
+    stream = make()
+    await stream.read(max_entries=1, wait_s=0)
+    assert not [risk for risk in await stream.risks() if "group" in risk]
+    await server.xgroup_create(stream_key, "reports")
+    expected = "consumer group reports is not ours: entries are deleted without it"
+    assert expected in await stream.risks()
+
+
 async def test_a_frozen_server_is_given_up_in_time(tmp_path):
     """An append to a server that does not reply fails within the time-out, once, without retries."""
     server = RedisServer(valkey_binary(), tmp_path / "server", "--save", "")

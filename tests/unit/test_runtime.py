@@ -135,6 +135,24 @@ def test_mounting_the_dashboard_flushes_in_the_background(tmp_path):
         assert "mounted-feature" in client.get("/costs/requests").text
 
 
+def test_a_mounted_dashboard_has_the_figures_of_its_process(tmp_path):
+    """What this process emitted is below the mount, for loopback peers and no others, whatever Host they name."""
+    fg = FluxGate(instrument=False)
+    app = Starlette(lifespan=fg.lifespan)
+    app.mount("/costs", fg.dashboard(public=True))
+    with TestClient(app, client=("127.0.0.1", 1)) as client:
+        fg.record(UsageEvent())
+        assert fg.flush(5)
+        lines = client.get("/costs/metrics").text.splitlines()
+        assert {"fluxgate_emitter_emitted_total 1", "fluxgate_emitter_spooled_total 1"} <= set(lines)
+        assert client.get("/costs/readyz").json() == {"status": "ready", "reasons": []}
+        assert client.get("/metrics").status_code == 404
+        assert client.get("/costs/metrics", headers={"X-Forwarded-For": "203.0.113.9"}).status_code == 401
+        assert client.get("/costs/requests").status_code == 200
+    far = TestClient(app, client=("203.0.113.9", 1), base_url="http://localhost")
+    assert [far.get(f"/costs/{path}").status_code for path in ("metrics", "readyz", "healthz")] == [401, 401, 200]
+
+
 def test_the_dashboard_needs_to_know_who_may_look():
     """Names and e-mails are shown to nobody by default; the settings' token lets its holder in."""
     with pytest.raises(ConfigurationError):
