@@ -225,7 +225,7 @@ def note_response(arguments: Mapping[str, Any]) -> None:
     """Tell the running call of the response that the client's `_process_response` was given. Never raises."""
     call = in_hand.get()
     if isinstance(call, OpenAICall | Retrieval) and "response" in arguments:
-        call.responded(arguments["response"], arguments.get("retries_taken", 0))
+        guarded("openai", call.responded, arguments["response"], arguments.get("retries_taken", 0))
 
 
 def _owners_of_request(client: type) -> Iterator[type]:

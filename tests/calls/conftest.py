@@ -25,8 +25,12 @@ _PATCHED = [
     (openai.Stream, "fluxgate"),
     (SyncAPIResource, "__init_subclass__"),
     (AsyncAPIResource, "__init_subclass__"),
-    *((getattr(sys.modules[name], kind), "send") for name in ("httpx", "httpx2") if name in sys.modules
-      for kind in ("Client", "AsyncClient")),
+    *(
+        (getattr(sys.modules[name], kind), "send")
+        for name in ("httpx", "httpx2")
+        if name in sys.modules
+        for kind in ("Client", "AsyncClient")
+    ),
 ]
 _FOUND = [owner.__dict__.get(name) for owner, name in _PATCHED]
 

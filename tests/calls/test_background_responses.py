@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from openai import NotFoundError, Stream
 
-from fluxgate_mw import FluxGate, context, diagnostics, tracking, uninstrument_openai
+from fluxgate_mw import context, diagnostics, tracking, uninstrument_openai
 from fluxgate_mw.openai import unfinished
 from tests.calls.mocks import RESPONSE, answer, async_client, event, streamed, sync_client
 
@@ -58,14 +59,8 @@ def test_a_streamed_get_completes_it(events):
     ends = [event({"type": "response.completed", "sequence_number": 1, "response": RESPONSE}, "response.completed")]
     client = sync_client(lambda r: answer(QUEUED) if r.method == "POST" else streamed(ends))
     client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
-    list(client.get("/responses/resp_1", cast_to=object, stream=True, stream_cls=_stream_class()))
+    list(client.get("/responses/resp_1", cast_to=object, stream=True, stream_cls=Stream[object]))
     assert [e.input_tokens for e in events] == [12]
-
-
-def _stream_class() -> Any:
-    from openai import Stream
-
-    return Stream[object]
 
 
 def test_cancelling_it_ends_it(events):
@@ -130,8 +125,6 @@ def test_a_get_of_someone_elses_response_is_no_event(events):
 
 def test_a_failed_get_leaves_it_open(events):
     """An error of the GET reaches the caller, and the call can still be completed."""
-    from openai import NotFoundError
-
     replies = iter([answer(QUEUED), answer({"error": {"message": "none"}}, 404), answer(RESPONSE)])
     client = sync_client(lambda r: next(replies))
     client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})

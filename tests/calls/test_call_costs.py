@@ -232,7 +232,7 @@ def test_a_wrong_price_list_fails_at_start_and_says_what_is_wrong(tmp_path, text
     """One line that names the file, the entry and what is expected."""
     with pytest.raises(FluxGateError, match=says):
         FluxGate(price_file=_price_file(tmp_path, text))
-    with pytest.raises(FluxGateError, match="nowhere.toml"):
+    with pytest.raises(FluxGateError, match=r"nowhere\.toml"):
         FluxGate(price_file=tmp_path / "nowhere.toml")
 
 

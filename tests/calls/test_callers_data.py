@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import pickle
 import subprocess
@@ -13,6 +14,8 @@ import openai
 import pytest
 
 from fluxgate_mw import tracking, uninstrument_openai
+from fluxgate_mw.openai import tracking as table
+from fluxgate_mw.openai import watch
 from tests.calls.mocks import (
     CHAT,
     MESSAGES,
@@ -216,9 +219,6 @@ def test_raw_responses_keep_everything(events):
 
 def test_nothing_is_kept_of_a_result_that_is_gone(events):
     """The side table forgets an answer with the answer."""
-    from fluxgate_mw.openai import tracking as table
-    from fluxgate_mw.openai import watch
-
     results = _results()
     stream = sync_client(lambda r: streamed(chat_events("Hi"))).chat.completions.create(
         model="gpt-4o-mini", messages=MESSAGES, stream=True
@@ -226,7 +226,5 @@ def test_nothing_is_kept_of_a_result_that_is_gone(events):
     list(stream)
     assert len(table._calls) == 3
     del results, stream
-    import gc
-
     gc.collect()
     assert (table._calls, watch._watched) == ({}, {})

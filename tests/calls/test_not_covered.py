@@ -49,8 +49,15 @@ def test_a_post_that_is_not_billed_is_neither(fg, events, path):
 
 def test_a_batch_is_an_event_and_its_results_are_counted_as_not_covered(fg, events):
     """A batch is recorded when it is made, without a price, and the gap is counted."""
-    batch = {"id": "b", "object": "batch", "status": "validating", "endpoint": "/v1/chat/completions",
-             "input_file_id": "f", "completion_window": "24h", "created_at": 1}
+    batch = {
+        "id": "b",
+        "object": "batch",
+        "status": "validating",
+        "endpoint": "/v1/chat/completions",
+        "input_file_id": "f",
+        "completion_window": "24h",
+        "created_at": 1,
+    }
     client = sync_client(lambda r: answer(batch))
     client.batches.create(input_file_id="f", endpoint="/v1/chat/completions", completion_window="24h")
     assert [(e.operation_name, e.cost_nanos, e.unpriced_reason) for e in events] == [("batch", None, "no usage")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 
 import openai
@@ -142,6 +143,7 @@ def test_a_response_whose_class_another_swapped_before_us_and_puts_back_under_us
     stream.response.__class__ = found["base"]
     assert len(list(stream)) == 3
     del stream
+    gc.collect()
     assert len(events) == 1
 
 

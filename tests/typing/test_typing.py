@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["tracker.py"])
 def test_a_type_checker_accepts_it(name, tmp_path):
-    """mypy in strict mode agrees with every `assert_type`, and needs every `type: ignore`."""
+    """Mypy in strict mode agrees with every `assert_type`, and needs every `type: ignore`."""
     path = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(path)]
     checked = subprocess.run(command, capture_output=True, text=True, check=False, cwd=path.parents[2])
