@@ -89,10 +89,21 @@ class Chaos:
         workers: How many emit at once.
         rate: Events a second of each.
         pace_s: Mean seconds between two faults.
+        durable: The workers write each event to the spool before `emit` returns: a kill then costs at most the one
+            event that was in the journal and not emitted yet.
     """
 
-    def __init__(self, folder: Path, *, seed: int, workers: int = 4, rate: float = 600.0, pace_s: float = 0.8) -> None:
-        self.folder, self.rate, self.pace_s = folder, rate, pace_s
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int,
+        workers: int = 4,
+        rate: float = 600.0,
+        pace_s: float = 0.8,
+        durable: bool = False,
+    ) -> None:
+        self.folder, self.rate, self.pace_s, self.durable = folder, rate, pace_s, durable
         self.chance = random.Random(seed)
         self.report = Report(seed)
         self.store = folder / "fluxgate.sqlite3"
@@ -132,6 +143,7 @@ class Chaos:
             "FLUXGATE_CONSUMER_GROUP": GROUP,
             "FLUXGATE_CLAIM_MIN_IDLE_S": "3",
             "FLUXGATE_LOG_LEVEL": "ERROR",
+            "FLUXGATE_DURABLE": "yes" if self.durable else "no",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
@@ -329,6 +341,7 @@ class Chaos:
             report.longest_loss_while_disturbed_ms = max(report.longest_loss_while_disturbed_ms, lost_s * 1000)
         else:
             report.longest_loss_ms = max(report.longest_loss_ms, lost_s * 1000)
+        self._expect(not self.durable or len(missing) == 1, f"{worker.name} lost {len(missing)} durable events")
         self._expect(lost_s <= allowed_s, f"{worker.name} lost what was emitted {lost_s:.3f} s before its end")
         self._expect(missing == emissions[-len(missing) :], f"{worker.name} lost more than its last events")
 
@@ -382,6 +395,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rate", type=float, default=600, help="events a second of each worker")
     parser.add_argument("--pace", type=float, default=0.8, help="mean seconds between two faults")
+    parser.add_argument("--durable", action="store_true", help="the workers spool each event before emit returns")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos") as folder:
         chaos = Chaos(
@@ -390,6 +404,7 @@ def main() -> int:
             workers=arguments.workers,
             rate=arguments.rate,
             pace_s=arguments.pace,
+            durable=arguments.durable,
         )
         report = chaos.run(arguments.seconds)
         sys.stdout.write(json.dumps(vars(report) | {"kills": report.kills}) + "\n")
