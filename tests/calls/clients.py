@@ -6,6 +6,7 @@ Which HTTP library the client stands on (httpx, or httpx2 since openai 3) is fou
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -161,17 +162,28 @@ async def read_into(got: list[Any], stream: Any) -> None:
         got.append(dumped(each))  # noqa: PERF401
 
 
+def shaping(client: Any) -> Any:
+    """Return the completions of a client that parse and have the stream helper: below `beta` in older versions."""
+    completions = client.chat.completions
+    return completions if hasattr(completions, "parse") else client.beta.chat.completions
+
+
 class Asked:
     """One request made in every way that the client has, each telling all that its caller gets.
 
     Args:
         resource: The name path of the resource below the client: `chat.completions`.
-        arguments: What `create` is called with.
+        arguments: What `create` is called with; what this version of the client does not know is sent all the same.
     """
 
     def __init__(self, resource: str, arguments: Mapping[str, Any]) -> None:
         self.resource = resource
         self.arguments = dict(arguments)
+        known = inspect.signature(self.of(Wire().client())).parameters
+        newer = {name: value for name, value in arguments.items() if name not in known}
+        if newer:
+            kept = {name: value for name, value in arguments.items() if name in known}
+            self.arguments = {**kept, "extra_body": newer}
 
     def of(self, client: Any, view: str | None = None) -> Callable[..., Any]:
         """Return the `create` of the resource, or of a view of it."""

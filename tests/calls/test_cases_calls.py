@@ -15,7 +15,20 @@ import pytest
 
 from fluxgate_mw import FluxGate, create_openai_cost_tracker, diagnostics, tracking
 from fluxgate_mw.openai import answer, calls, patch, watch
-from tests.calls.clients import ASKED, SSE, Reply, Wire, chunk, completion, dumped, finish, httpx, recorded, sse
+from tests.calls.clients import (
+    ASKED,
+    SSE,
+    Reply,
+    Wire,
+    chunk,
+    completion,
+    dumped,
+    finish,
+    httpx,
+    recorded,
+    shaping,
+    sse,
+)
 from tests.calls.streaming import AS_ASKED, ENDLESS, TEXTS, USAGE, counts
 
 ANSWER = json.dumps(completion()).encode()
@@ -39,7 +52,7 @@ async def test_langfuse_6368_the_stream_helper_leaves_as_it_should():
     """`__aexit__` of the helper closes the real response of the stream."""
     wire = Wire(Reply(ENDLESS, headers=SSE))
     with recorded() as events:
-        async with wire.async_client().chat.completions.stream(**ASKED) as stream:
+        async with shaping(wire.async_client()).stream(**ASKED) as stream:
             assert isinstance(stream._response, httpx.Response)
             async for event in stream:
                 if event.type == "content.delta":
@@ -53,7 +66,7 @@ async def test_langfuse_5685_a_streamed_shape():
     """A stream with a `response_format` parses as it does without us (langfuse#5361)."""
     wire = Wire(Reply(shaped(), headers=SSE))
     with recorded() as events:
-        async with wire.async_client().chat.completions.stream(**ASKED, response_format=Shape) as stream:
+        async with shaping(wire.async_client()).stream(**ASKED, response_format=Shape) as stream:
             completed = await stream.get_final_completion()
     assert completed.choices[0].message.parsed == Shape(word="blue")
     assert counts(events[0]) == (12, 5, 4, 2)

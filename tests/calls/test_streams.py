@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxgate_mw import uninstrument_openai
-from tests.calls.clients import ASKED, SSE, Asked, Reply, Wire, chunk, dumped, finish, httpx, recorded, sse
+from tests.calls.clients import ASKED, SSE, Asked, Reply, Wire, chunk, dumped, finish, httpx, recorded, shaping, sse
 from tests.calls.streaming import AS_ASKED, STREAM, TEXTS, USAGE, WITHOUT, counts, cut
 
 
@@ -214,7 +214,7 @@ def test_the_stream_helper():
     """`chat.completions.stream` gives its events and its completion, and is one call (langfuse#6368, #5685)."""
 
     def run(wire):
-        with wire.client().chat.completions.stream(**ASKED) as stream:
+        with shaping(wire.client()).stream(**ASKED) as stream:
             kinds = [event.type for event in stream]
             return kinds, stream.get_final_completion().choices[0].message.content, stream._response.status_code
 
@@ -229,7 +229,7 @@ async def test_the_asynchronous_stream_helper():
     """`async with stream(...)` leaves as it does without us, `until_done` too (langfuse#6368)."""
     wire = Wire(Reply(AS_ASKED, headers=SSE))
     with recorded() as events:
-        async with wire.async_client().chat.completions.stream(**ASKED) as stream:
+        async with shaping(wire.async_client()).stream(**ASKED) as stream:
             await stream.until_done()
         completion = await stream.get_final_completion()
     assert completion.choices[0].message.content == "".join(TEXTS)
