@@ -7,13 +7,18 @@ its total. `reset()` is for tests.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["counts", "note", "reset"]
+__all__ = ["counts", "note", "reset", "safe_message"]
 
 QUIET_S: Final = 60.0
+MESSAGE_CHARS: Final = 300
+_KEY: Final = re.compile(r"\b(?:(?:sk|pk|rk|gsk|xai|hf|key)[-_]|AIza|eyJ|Bearer\s+)[^\s,;'\"]{6,}")
+_URL_CREDENTIALS: Final = re.compile(r"//[^/\s@]+@")
+_LONG_QUOTE: Final = re.compile(r"'[^']{40,}'|\"[^\"]{40,}\"|`[^`]{40,}`")
 
 _log = logging.getLogger("fluxgate_mw")
 _counts: dict[str, int] = {}
@@ -50,3 +55,10 @@ def reset() -> None:
     """Forget every count and when it was last said."""
     _counts.clear()
     _said_at.clear()
+
+
+def safe_message(text: str) -> str:
+    """Return an error's text fit to be kept: short, with keys, credentials and long quotations taken out."""
+    text = _URL_CREDENTIALS.sub("//***@", _KEY.sub("***", text[: MESSAGE_CHARS * 10]))
+    text = _LONG_QUOTE.sub("'…'", text)
+    return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 1] + "…"

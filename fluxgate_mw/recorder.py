@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 import traceback
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import msgspec
 
 from fluxgate_mw import diagnostics, pricing
 from fluxgate_mw.ambient import Ambient
+from fluxgate_mw.diagnostics import safe_message
 from fluxgate_mw.errors import ConfigurationError, FluxGateError
 from fluxgate_mw.event import TokenUsage, Tracking, UsageEvent, User, new_event_id, usd
 from fluxgate_mw.semconv import Status, UsageSource
@@ -47,11 +47,6 @@ __all__ = [
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-MESSAGE_CHARS: Final = 300
-_KEY: Final = re.compile(r"\b(?:(?:sk|pk|rk|gsk|xai|hf|key)[-_]|AIza|eyJ|Bearer\s+)[^\s,;'\"]{6,}")
-_URL_CREDENTIALS: Final = re.compile(r"//[^/\s@]+@")
-_LONG_QUOTE: Final = re.compile(r"'[^']{40,}'|\"[^\"]{40,}\"|`[^`]{40,}`")
-
 
 def guarded(stage: str, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
     """Return what `function` returns; where it raises, count and log our bug and return None.
@@ -72,13 +67,6 @@ def guarded(stage: str, function: Callable[_P, _T], /, *args: _P.args, **kwargs:
             f"bug_{stage}", f"fluxgate-mw failed in {stage}: {type(error).__name__} at {place}", level=logging.ERROR
         )
         return None
-
-
-def safe_message(text: str) -> str:
-    """Return an error's text fit to be kept: short, with keys, credentials and long quotations taken out."""
-    text = _URL_CREDENTIALS.sub("//***@", _KEY.sub("***", text[: MESSAGE_CHARS * 10]))
-    text = _LONG_QUOTE.sub("'…'", text)
-    return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 1] + "…"
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from fluxgate_mw import FluxGate, User, ambient, context, diagnostics, feature, pricing, track
 from fluxgate_mw.buffer.cut import encode_within
+from fluxgate_mw.diagnostics import MESSAGE_CHARS
 from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.event import TokenUsage, decode_event
-from fluxgate_mw.recorder import MESSAGE_CHARS, Call, Outcome, capturing, choose, guarded, safe_message
+from fluxgate_mw.recorder import Call, Outcome, capturing, choose, guarded, safe_message
 from fluxgate_mw.testing import capture_events
 
 USAGE = TokenUsage(input_tokens=1000, output_tokens=10)
