@@ -26,6 +26,7 @@ from fluxgate_mw.types import Carrier
 from fluxgate_mw.users import as_user
 
 __all__ = [
+    "CARRIER_KEY",
     "Ambient",
     "Current",
     "Decoration",
@@ -38,6 +39,9 @@ __all__ = [
     "identify",
     "learn_user",
 ]
+
+CARRIER_KEY: Final = "fluxgate"
+"""Where the request context is kept on scope or environ."""
 
 _EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -108,6 +112,8 @@ class RequestContext(msgspec.Struct, eq=False, weakref=True):
     known_feature: str | None = None
     request_ids: list[str] = []
     """The first one holds: threads that ask at once agree."""
+    links: tuple[str, ...] = (CARRIER_KEY,)
+    """Keys of the carrier that lead back to it: taken out at the end, so that neither waits for the collector."""
 
     @property
     def request_id(self) -> str:
@@ -215,7 +221,7 @@ enter = _ambient.set
 """Make a frame the one on top in this context. The token is never used: a coroutine may end in another context."""
 
 
-def end_request(request: RequestContext, ambient: Ambient, links: tuple[str, ...] = ()) -> None:
+def end_request(request: RequestContext, ambient: Ambient) -> None:
     """End a request whose frame was taken off this context.
 
     What may still ask is a task, a thread or an open call that holds the frame: then what it may ask is found out
@@ -224,19 +230,14 @@ def end_request(request: RequestContext, ambient: Ambient, links: tuple[str, ...
     Args:
         request: The one that ended.
         ambient: Its frame; the caller's only other reference to it is one local variable.
-        links: Keys of the carrier that lead back to it: taken out, so that neither waits for the garbage collector.
     """
     request.frozen = True
     carrier = request.carrier
-    if _references(ambient) > _UNSHARED:
+    if sys.getrefcount(ambient) > _UNSHARED:
         request.settle()
     if carrier is not None:
-        for link in links:
+        for link in request.links:
             carrier.pop(link, None)
-
-
-def _references(ambient: Ambient) -> int:
-    return sys.getrefcount(ambient)
 
 
 def _unshared() -> int:
@@ -245,7 +246,7 @@ def _unshared() -> int:
 
 
 def _seen_from_callee(ambient: Ambient) -> int:
-    return _references(ambient)
+    return sys.getrefcount(ambient)
 
 
 _UNSHARED: Final = _unshared()

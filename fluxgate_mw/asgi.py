@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
-from fluxgate_mw.ambient import Ambient, RequestContext, end_request, enter, get
-from fluxgate_mw.frameworks import DJANGO, QUART
-from fluxgate_mw.pins import SCOPE_KEY, pin
+from fluxgate_mw.ambient import CARRIER_KEY, Ambient, RequestContext, end_request, enter, get
+from fluxgate_mw.pins import pin
 from fluxgate_mw.recorder import guarded
 from fluxgate_mw.resolvers import USER_SOURCES, ASGISources
 from fluxgate_mw.semconv import UserSource
@@ -16,9 +14,6 @@ from fluxgate_mw.trust import TrustedProxies
 from fluxgate_mw.types import ASGIApp, FeatureResolver, HasRecorder, Receive, Scope, Send, UserResolver
 
 __all__ = ["FluxGateMiddleware"]
-
-LINKS: Final = (SCOPE_KEY, DJANGO, QUART)
-"""What on the scope leads back to the request context or to the scope."""
 
 
 class FluxGateMiddleware:
@@ -74,10 +69,10 @@ class FluxGateMiddleware:
             await self.app(scope, receive, send)
             return
         covered = get()
-        if SCOPE_KEY in scope and _again(scope, covered):
+        if CARRIER_KEY in scope and _again(scope, covered):
             await self.app(scope, receive, send)
             return
-        request = scope[SCOPE_KEY] = RequestContext(scope, self._sources)
+        request = scope[CARRIER_KEY] = RequestContext(scope, self._sources)
         if self._cost_header and kind == "http":
             send = with_cost(request, send)
         ambient = Ambient(request=request)
@@ -91,13 +86,13 @@ class FluxGateMiddleware:
             if get().request is request:
                 enter(covered)
             if request.carrier is not None and request.carrier is not scope:
-                scope.pop(SCOPE_KEY, None)
-            end_request(request, ambient, LINKS)
+                scope.pop(CARRIER_KEY, None)
+            end_request(request, ambient)
 
 
 def _again(scope: Scope, covered: Ambient) -> bool:
     """Return whether this very request came through already; then `scope` is the one that is read from now on."""
-    known = scope[SCOPE_KEY]
+    known = scope[CARRIER_KEY]
     if not isinstance(known, RequestContext) or known is not covered.request or known.frozen:
         return False
     known.carrier = scope

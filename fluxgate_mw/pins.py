@@ -14,13 +14,10 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
-from fluxgate_mw.ambient import Ambient, RequestContext, enter, get
+from fluxgate_mw.ambient import CARRIER_KEY, Ambient, RequestContext, enter, get
 from fluxgate_mw.types import ASGIApp, Receive, Scope, Send
 
-__all__ = ["SCOPE_KEY", "pin"]
-
-SCOPE_KEY: Final = "fluxgate"
-"""Where the request context is kept on the scope."""
+__all__ = ["pin"]
 
 _DEEPEST: Final = 100
 _PINNED: Final = "__fluxgate_pinned__"
@@ -77,7 +74,7 @@ class _Pinned:
         self.app = app
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        request = scope.get(SCOPE_KEY)
+        request = scope.get(CARRIER_KEY)
         if isinstance(request, RequestContext) and request.carrier is not scope and not request.frozen:
             request.carrier = scope
         return self.app(scope, receive, send)
@@ -117,7 +114,7 @@ class _Again:
     __slots__ = ("_covered", "_request")
 
     def __init__(self, scope: Scope) -> None:
-        request = scope.get(SCOPE_KEY)
+        request = scope.get(CARRIER_KEY)
         self._request = request if isinstance(request, RequestContext) and request.frozen else None
 
     def __enter__(self) -> None:

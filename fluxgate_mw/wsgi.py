@@ -7,11 +7,12 @@ so nothing stays set between steps, and what a step left on the context is put b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Final
 
-from fluxgate_mw.ambient import NOTHING, Ambient, RequestContext, end_request, enter, get
-from fluxgate_mw.frameworks import DJANGO
+import msgspec
+
+from fluxgate_mw.ambient import CARRIER_KEY, NOTHING, Ambient, RequestContext, end_request, enter, get
 from fluxgate_mw.recorder import guarded
 from fluxgate_mw.resolvers import USER_SOURCES, WSGISources
 from fluxgate_mw.semconv import UserSource
@@ -20,10 +21,6 @@ from fluxgate_mw.trust import TrustedProxies
 from fluxgate_mw.types import Environ, FeatureResolver, HasRecorder, StartResponse, UserResolver, WSGIApp
 
 __all__ = ["Body", "FluxGateWSGIMiddleware"]
-
-ENVIRON_KEY: Final = "fluxgate"
-LINKS: Final = (ENVIRON_KEY, DJANGO)
-"""What in the `environ` leads back to the request context or to the `environ`."""
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
@@ -67,43 +64,44 @@ class FluxGateWSGIMiddleware:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request inside a request context of its own."""
         covered = get()
-        if ENVIRON_KEY in environ and environ[ENVIRON_KEY] is covered.request and not covered.request.frozen:
+        if CARRIER_KEY in environ and environ[CARRIER_KEY] is covered.request and not covered.request.frozen:
             return self.app(environ, start_response)
-        request = environ[ENVIRON_KEY] = RequestContext(environ, self._sources)
+        request = environ[CARRIER_KEY] = RequestContext(environ, self._sources)
         costs = _Costs(request) if self._cost_header else None
-        started = _started(environ, start_response, self._sources, costs)
+        started = partial(_start, environ, start_response, self._sources, costs)
         ambient = Ambient(request=request)
         enter(ambient)
         try:
             body = self.app(environ, started)
         except BaseException:
             enter(covered)
-            end_request(request, ambient, LINKS)
+            end_request(request, ambient)
             raise
         inside = get()
         enter(covered)
         if type(body) is list or type(body) is tuple or _is_file_wrapper(body, environ):
             del inside
-            end_request(request, ambient, LINKS)
+            end_request(request, ambient)
             return body
         return Body(body, request, ambient, inside, costs)
 
 
-def _started(
-    environ: Environ, start_response: StartResponse, sources: WSGISources, costs: _Costs | None
-) -> StartResponse:
-    """Return `start_response` that keeps what of the framework's context will be gone when the body runs."""
-
-    def started(
-        status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
-    ) -> Callable[[bytes], object]:
-        if "werkzeug.request" in environ:
-            guarded("wsgi", sources.keep, environ, headers)
-        if costs is not None:
-            headers = costs.on_headers(headers)
-        return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)
-
-    return started
+def _start(
+    environ: Environ,
+    start_response: StartResponse,
+    sources: WSGISources,
+    costs: _Costs | None,
+    status: str,
+    headers: list[tuple[str, str]],
+    exc_info: ExcInfo | None = None,
+    /,
+) -> Callable[[bytes], object]:
+    """Start the response, and keep what of the framework's context will be gone when its body runs."""
+    if "werkzeug.request" in environ:
+        guarded("wsgi", sources.keep, environ, headers)
+    if costs is not None:
+        headers = costs.on_headers(headers)
+    return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)
 
 
 class _Costs:
@@ -133,60 +131,59 @@ class _Costs:
         return closing_comment(self._request) if said else None
 
 
-class Body:
-    """A response body whose steps and close run inside the request's context."""
+class Body(msgspec.Struct, eq=False):
+    """A response body whose steps and close run inside the request's context.
 
-    __slots__ = ("_ambient", "_body", "_costs", "_inside", "_iterator", "_request")
+    Args:
+        body: The application's.
+        request: Ends when the body is closed.
+        ambient: The request's frame.
+        inside: What is on top at the next step.
+        costs: What is told of costs; None = nothing.
+        iterator: Of the body, once it was asked for.
+    """
 
-    def __init__(
-        self,
-        body: Iterable[bytes],
-        request: RequestContext,
-        ambient: Ambient,
-        inside: Ambient,
-        costs: _Costs | None = None,
-    ) -> None:
-        self._body = body
-        self._iterator: Iterator[bytes] | None = None
-        self._request = request
-        self._ambient = ambient
-        self._inside = inside
-        self._costs = costs
+    body: Iterable[bytes]
+    request: RequestContext
+    ambient: Ambient
+    inside: Ambient
+    costs: _Costs | None = None
+    iterator: Iterator[bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
         covered = get()
-        enter(self._inside)
+        enter(self.inside)
         try:
-            if self._iterator is None:
-                self._iterator = iter(self._body)
-            chunk = next(self._iterator)
+            if self.iterator is None:
+                self.iterator = iter(self.body)
+            chunk = next(self.iterator)
         except StopIteration:
-            last = None if self._costs is None else self._costs.closing()
+            last = None if self.costs is None else self.costs.closing()
             if last is None:
                 raise
             return last
         finally:
-            self._inside = get()
+            self.inside = get()
             enter(covered)
-        if self._costs is not None:
-            self._costs.on_chunk(chunk)
+        if self.costs is not None:
+            self.costs.on_chunk(chunk)
         return chunk
 
     def close(self) -> None:
         """Close the application's body inside the request's context, then end the request."""
-        close = getattr(self._body, "close", None)
+        close = getattr(self.body, "close", None)
         covered = get()
-        enter(self._inside)
+        enter(self.inside)
         try:
             if close is not None:
                 close()
         finally:
             enter(covered)
-            ambient, self._ambient, self._inside = self._ambient, NOTHING, NOTHING
-            end_request(self._request, ambient, LINKS)
+            ambient, self.ambient, self.inside = self.ambient, NOTHING, NOTHING
+            end_request(self.request, ambient)
 
 
 def _is_file_wrapper(body: Iterable[bytes], environ: Environ) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 
-from fluxgate_mw.ambient import NOTHING, Ambient, RequestContext, end_request, enter, get
+from fluxgate_mw.ambient import CARRIER_KEY, NOTHING, Ambient, RequestContext, end_request, enter, get
 from fluxgate_mw.frameworks import DJANGO
 from fluxgate_mw.resolvers import USER_SOURCES, ASGISources, WSGISources
 from fluxgate_mw.semconv import UserSource
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FluxGateMiddleware"]
 
-_KEY: Final = "fluxgate"
-_LINKS: Final = (_KEY, DJANGO)
+_LINKS: Final = (CARRIER_KEY, DJANGO)
 
 
 class FluxGateMiddleware:
@@ -67,12 +66,13 @@ class FluxGateMiddleware:
         carrier: Carrier = request.META if scope is None else scope
         carrier[DJANGO] = request
         covered = get()
-        known = carrier.get(_KEY)
+        known = carrier.get(CARRIER_KEY)
         if isinstance(known, RequestContext) and known is covered.request and not known.frozen:
-            known.carrier = carrier
+            known.carrier, known.links = carrier, _LINKS
             response: HttpResponseBase | Awaitable[HttpResponseBase] = self._get_response(request)
             return response
-        served = carrier[_KEY] = RequestContext(carrier, self._wsgi if scope is None else self._asgi)
+        served = carrier[CARRIER_KEY] = RequestContext(carrier, self._wsgi if scope is None else self._asgi)
+        served.links = _LINKS
         return self._aserve(request, served) if self._async else self._serve(request, served)
 
     def _serve(self, request: HttpRequest, served: RequestContext) -> HttpResponseBase:
@@ -86,7 +86,7 @@ class FluxGateMiddleware:
         finally:
             enter(covered)
             if not streamed:
-                end_request(served, ambient, _LINKS)
+                end_request(served, ambient)
         return response
 
     async def _aserve(self, request: HttpRequest, served: RequestContext) -> HttpResponseBase:
@@ -101,7 +101,7 @@ class FluxGateMiddleware:
             if get().request is served:
                 enter(covered)
             if not streamed:
-                end_request(served, ambient, _LINKS)
+                end_request(served, ambient)
         return response
 
 
@@ -140,4 +140,4 @@ class _AsyncBody:
     def close(self) -> None:
         """End the request."""
         ambient, self._ambient, self._inside = self._ambient, NOTHING, NOTHING
-        end_request(self._request, ambient, _LINKS)
+        end_request(self._request, ambient)

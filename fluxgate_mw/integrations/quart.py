@@ -6,6 +6,7 @@ from typing import Any
 
 from quart import Quart, current_app, request, websocket
 
+from fluxgate_mw.ambient import CARRIER_KEY, RequestContext
 from fluxgate_mw.asgi import FluxGateMiddleware
 from fluxgate_mw.frameworks import QUART
 from fluxgate_mw.types import HasRecorder
@@ -39,10 +40,16 @@ class FluxGateQuart:
 
 
 async def _keep_request() -> None:
-    served = request._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
-    served.scope[QUART] = (current_app._get_current_object(), served)  # type: ignore[attr-defined]  # noqa: SLF001
+    _keep(request._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 async def _keep_websocket() -> None:
-    served = websocket._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
-    served.scope[QUART] = (current_app._get_current_object(), served)  # type: ignore[attr-defined]  # noqa: SLF001
+    _keep(websocket._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _keep(served: Any) -> None:
+    scope = served.scope
+    scope[QUART] = (current_app._get_current_object(), served)  # type: ignore[attr-defined]  # noqa: SLF001
+    known = scope.get(CARRIER_KEY)
+    if isinstance(known, RequestContext):
+        known.links = (CARRIER_KEY, QUART)
