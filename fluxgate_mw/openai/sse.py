@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["NOT_PLAIN", "event_data", "plain_delta", "split_events", "without_null_usage"]
+__all__ = ["NOT_PLAIN", "event_data", "plain_delta", "plain_span", "split_events", "without_null_usage"]
 
 NOT_PLAIN: Final = -1
 
@@ -57,19 +57,25 @@ def plain_delta(event: bytes) -> int:
     >>> plain_delta(b'data: {"choices":[{"delta":{"content":"Hi"},"finish_reason":null}]}\n\n')
     2
     """
+    span = plain_span(event)
+    return NOT_PLAIN if span is None else span[1] - span[0]
+
+
+def plain_span(event: bytes) -> tuple[int, int] | None:
+    """Return where the text of a plain event starts and ends; None where `plain_delta` knows nothing."""
     if b"\\" in event:
-        return NOT_PLAIN
+        return None
     start = event.find(_CHAT_TEXT)
     if start >= 0:
         start += 20
         end = event.find(b'"', start)
         tail = event[end:]
         plain = tail.startswith(b'"}') and _CHAT_END in tail and b'"delta"' not in tail and b'"error"' not in event
-        return end - start if plain and (b'"usage":null' in event or b'"usage"' not in event) else NOT_PLAIN
+        return (start, end) if plain and (b'"usage":null' in event or b'"usage"' not in event) else None
     if event.startswith(_TYPED):
         start = event.find(_TYPED_TEXT) + 9
-        return event.find(b'"', start) - start if start > 9 and b'"usage"' not in event else NOT_PLAIN  # noqa: PLR2004
-    return NOT_PLAIN
+        return (start, event.find(b'"', start)) if start > 9 and b'"usage"' not in event else None  # noqa: PLR2004
+    return None
 
 
 def without_null_usage(event: bytes) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.openai.answer import Answer
-from fluxgate_mw.openai.sse import NOT_PLAIN, plain_delta, split_events, without_null_usage
+from fluxgate_mw.openai.sse import plain_span, split_events, without_null_usage
 from fluxgate_mw.recorder import guarded
 
 __all__ = ["Watch", "watch"]
@@ -43,6 +43,7 @@ class Watch:
         "_body",
         "_end",
         "_first",
+        "_frame",
         "_held",
         "_hide_usage",
         "_sse",
@@ -62,6 +63,7 @@ class Watch:
         self._held = b""
         self._body = bytearray()
         self._blind = False
+        self._frame: tuple[bytes, bytes, bytes | None] = (b"", b"", None)
         self.answer = Answer(keep_texts=keep_texts)
         self.done = False
         self.inside = False
@@ -75,9 +77,8 @@ class Watch:
             self.seen = True
             self._first()
         held = self._held
-        if not held and (text := self._plain(chunk)) >= 0:
-            self.answer.delivered_bytes += text
-            return without_null_usage(chunk) if self._hide_usage else chunk
+        if not held and (passed := self._pass_plain(chunk)) is not None:
+            return passed
         if len(held) + len(self._body) + len(chunk) > MOST_HELD_BYTES:
             diagnostics.note("answer_too_large", "an answer is too large to be looked at; its usage is not known")
             passed = None
@@ -109,12 +110,31 @@ class Watch:
             self._held, self._body = b"", bytearray()
             guarded("openai_stream", self._end, self.answer, error, exhausted)
 
-    def _plain(self, chunk: bytes) -> int:
-        """Return the bytes of text of a chunk that is one event with nothing else to see; negative elsewhere."""
+    def _pass_plain(self, chunk: bytes) -> bytes | None:
+        """Return what the caller gets of a chunk that is one event with nothing to see but its text, else None.
+
+        Such events differ in their text only: what is before and after it is remembered, and not looked at again.
+        """
+        before, after, shown = self._frame
+        size = len(chunk) - len(before) - len(after)
+        if before and size >= 0 and chunk.startswith(before) and chunk.endswith(after):
+            text = chunk[len(before) : len(before) + size]
+            if b'"' not in text and b"\\" not in text and b"\n" not in text and b"\r" not in text:
+                self.answer.delivered_bytes += size
+                return chunk if shown is None else before + text + shown
         answer = self.answer
         if answer.response_id is None or answer.texts is not None or chunk.find(b"\n\n") != len(chunk) - 2:
-            return NOT_PLAIN
-        return plain_delta(chunk)
+            return None
+        span = plain_span(chunk)
+        if span is None:
+            return None
+        start, end = span
+        answer.delivered_bytes += end - start
+        passed = without_null_usage(chunk) if self._hide_usage else chunk
+        intact = len(passed) == len(chunk)
+        if intact or passed.startswith(chunk[:end]):
+            self._frame = (chunk[:start], chunk[end:], None if intact else passed[end:])
+        return passed
 
     def _read(self, chunk: bytes) -> bytes:
         if not self._sse:
