@@ -252,3 +252,41 @@ def test_what_a_chunk_holds_does_not_fool_us():
         assert STREAM.plain(Wire(Reply(sse(*asked, chunk(choices=[], usage=USAGE)), headers=SSE))) == without
     assert without == chunks
     assert (events[0].status, counts(events[0])) == ("SUCCESS", (12, 5, 4, 2))
+
+
+@given(st.lists(st.text(max_size=12), max_size=12), st.booleans(), st.sampled_from([1, 2]))
+@settings(max_examples=60, deadline=None)
+def test_a_part_for_each_event(texts, shown, choices):
+    """As services send them, an event a part, whatever the texts are: the same chunks, the same counts."""
+    indexes = [number % choices for number in range(len(texts))]
+    plain = [
+        chunk(choices=[{"index": index, "delta": {"content": text}, "logprobs": None, "finish_reason": None}])
+        for index, text in zip(indexes, texts, strict=True)
+    ]
+    ends = [chunk(choices=finish(index=index)) for index in range(choices)]
+    without = STREAM.plain(Wire(Reply(sse(*plain, *ends), headers=SSE)))
+    parts = [sse({**each, "usage": None}, done=False) for each in [*plain, *ends]]
+    parts.append(sse(chunk(choices=[], usage=USAGE)))
+    asked = {"stream_options": {"include_usage": True}} if shown else {}
+    ask = Asked("chat.completions", {**STREAM.arguments, **asked})
+    with recorded() as events:
+        got = ask.plain(Wire(Reply(parts, headers=SSE)))
+    if shown:
+        assert [each.pop("usage") for each in got] == [None] * (len(got) - 1) + [USAGE]
+        got = got[:-1]
+    assert got == without
+    assert (events[0].status, counts(events[0])) == ("SUCCESS", (12, 5, 4, 2))
+
+
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=12), st.integers(1, 12))
+@settings(max_examples=40, deadline=None)
+def test_what_was_delivered_is_estimated(texts, read):
+    """However much is read before the reader leaves, as much is estimated: the bytes of the texts that had come."""
+    parts = [sse({**chunk(text), "usage": None}, done=False) for text in texts]
+    with recorded() as events:
+        stream = Wire(Reply(parts, headers=SSE)).client().chat.completions.create(**ASKED, stream=True)
+        for _ in range(min(read, len(texts))):
+            next(stream)
+        stream.close()
+    delivered = sum(len(text.encode()) for text in texts[:read])
+    assert events[0].output_tokens == -(-delivered // 4)
