@@ -31,6 +31,7 @@ MAX_LAG_S: Final = 300.0
 
 _KEPT_S: Final = 1.0
 _TIMEOUT_S: Final = 2.0
+_STORE_TIMEOUT_S: Final = 5.0
 _T = TypeVar("_T")
 
 
@@ -153,7 +154,7 @@ class Health:
         writable: list[bool] = []
 
         async def look_at_store() -> None:
-            writable.append(await _in_time(lambda: self._store.insert(())) is not None)
+            writable.append(self._stored_lately() or await self._store_takes())
 
         async def look_at(place: int, name: str) -> None:
             found[place] = await _buffer_health(name, buffers[place])
@@ -170,6 +171,15 @@ class Health:
             emitter=self._emitter(),
             notes=diagnostics.counts(),
         )
+
+    def _stored_lately(self) -> bool:
+        """Return whether this process's flusher has just proved it, and may be at it: an insert would wait its turn."""
+        figures = self._flusher()
+        last = figures.last_stored_at if figures else None
+        return last is not None and (datetime.now(UTC) - last).total_seconds() < _STORE_TIMEOUT_S
+
+    async def _store_takes(self) -> bool:
+        return await _in_time(lambda: self._store.insert(()), _STORE_TIMEOUT_S) is not None
 
 
 def _names(buffers: Sequence[Buffer]) -> list[str]:
@@ -200,9 +210,9 @@ def _age_s(entry: Entry) -> float | None:
     return max((datetime.now(UTC) - emitted).total_seconds(), 0.0)
 
 
-async def _in_time(ask: Callable[[], Awaitable[_T]]) -> _T | None:
+async def _in_time(ask: Callable[[], Awaitable[_T]], timeout_s: float = _TIMEOUT_S) -> _T | None:
     try:
-        with anyio.fail_after(_TIMEOUT_S):
+        with anyio.fail_after(timeout_s):
             return await ask()
     except (BackendError, ClosedError, TimeoutError):
         return None

@@ -141,6 +141,17 @@ async def test_a_page_does_not_wait_for_the_stores_lock(stream, store):
     assert values(render(await health.snapshot()))["fluxgate_store_up"] == 1
 
 
+async def test_a_store_that_has_just_stored_is_not_tried(stream, store):
+    """A busy flusher's commits are the proof; another insert would wait behind them."""
+    await append_numbered(MemoryBuffer(stream), range(5))
+    flusher = make_flusher([MemoryBuffer(stream)], store)
+    await flusher.run_once(wait=False)
+    idle = make_flusher([MemoryBuffer(stream)], store)
+    for figures, writable in ((flusher.statistics, True), (idle.statistics, False)):
+        health = Health(store=Faulty(store, down), buffers=lambda: [MemoryBuffer(stream)], flusher=figures)
+        assert (await health.snapshot()).store_writable is writable
+
+
 async def test_metrics_are_the_figures_of_every_stage(tmp_path, store, stream):
     """What was stored, what came twice, what was set aside, what waits and what was dropped."""
     diagnostics.reset()
