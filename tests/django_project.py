@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import django
+import httpx2
+import openai
 from django.conf import settings
 from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseNotFound, StreamingHttpResponse
 from django.urls import include, path, re_path
@@ -46,6 +48,24 @@ async def async_view(request: HttpRequest, key: int) -> HttpResponse:
 
 async def sync_call_view(request: HttpRequest, key: int) -> HttpResponse:
     return HttpResponse(ask())
+
+
+async def openai_view(request: HttpRequest, key: int) -> HttpResponse:
+    """Ask a real client whose transport answers by itself."""
+    answer = {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "gpt-4o-mini",
+        "choices": [],
+        "usage": None,
+    }
+    transport = httpx2.MockTransport(lambda _request: httpx2.Response(200, json=answer))
+    async with openai.AsyncOpenAI(
+        api_key="x", base_url="http://shop.invalid/v1", http_client=httpx2.AsyncClient(transport=transport)
+    ) as client:
+        await client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "x"}])
+    return HttpResponse("ok")
 
 
 def silent_view(request: HttpRequest) -> HttpResponse:
@@ -109,6 +129,7 @@ urlpatterns = [
     path("async/<int:key>/", async_view),
     path("sync-call/<int:key>/", sync_call_view),
     path("silent/", silent_view),
+    path("openai/<int:key>/", openai_view),
     path("stream/<int:key>/", stream_view),
     path("async-stream/<int:key>/", async_stream_view),
     path("named-stream/<int:key>/", named_stream_view),

@@ -19,7 +19,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from werkzeug.test import Client as WSGIClient
 
-from fluxgate_mw import FluxGateMiddleware, FluxGateWSGIMiddleware, UsageEvent
+from fluxgate_mw import FluxGateMiddleware, FluxGateWSGIMiddleware, UsageEvent, instrument_openai
 from fluxgate_mw.testing import capture_events
 from tests.asking import who
 
@@ -112,6 +112,14 @@ async def test_under_asgi_a_streamed_body_knows_user_and_route(cookie: str) -> N
     assert [who(event) for event in events] == [("5", "GET /async-stream/<int:key>/"), ("5", "inner"), ("5", "inner")]
     assert len({event.request_id for event in events}) == 1
     assert [who(event) for event in await over_asgi("/named-stream/7/", cookie)] == [("5", "named")]
+
+
+@pytest.mark.anyio
+async def test_a_call_of_the_async_client_in_an_async_view_awaits_the_user(cookie: str) -> None:
+    """`request.auser()`, before the call: nothing is queried on the loop."""
+    instrument_openai()
+    events = await over_asgi("/openai/7/", cookie)
+    assert [who(event) for event in events] == [("5", "GET /openai/<int:key>/")]
 
 
 @pytest.mark.anyio

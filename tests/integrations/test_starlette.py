@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.endpoints import HTTPEndpoint
@@ -33,11 +34,9 @@ def survival(place: str) -> pytest.MarkDecorator:
     return pytest.mark.survival("Starlette", place)
 
 
-def serve(routes: list[Any], *middleware: Middleware, **options: Any) -> Starlette:
+def serve(routes: list[Any], *middleware: Middleware, make: type[Starlette] = Starlette, **options: Any) -> Starlette:
     """Return an application with ours outermost, the sign-in next, then `middleware`."""
-    return Starlette(
-        routes=routes, middleware=[Middleware(FluxGateMiddleware), Middleware(SignIn), *middleware], **options
-    )
+    return make(routes=routes, middleware=[Middleware(FluxGateMiddleware), Middleware(SignIn), *middleware], **options)
 
 
 def events_of(app: Any, path: str = "/items/7", *, user: str = "ada", **options: Any) -> list[UsageEvent]:
@@ -54,6 +53,7 @@ def once(events: list[UsageEvent]) -> tuple[str | None, str | None]:
 
 
 ROUTE = "GET /items/{id}"
+CARRIED = "executors and threads, with carry_context()"
 
 
 async def in_async_handler(request: Request) -> Response:
@@ -139,28 +139,35 @@ async def in_copied_thread(request: Request) -> Response:
     return PlainTextResponse()
 
 
+PLACES = [
+    (in_async_handler, "async handler"),
+    (in_sync_handler, "sync handler in a worker thread"),
+    (in_background, "background task"),
+    (in_sync_background, "background task"),
+    (in_async_stream, "streamed body, async"),
+    (in_sync_stream, "streamed body, sync"),
+    (in_server_sent_events, "server-sent events"),
+    (in_create_task, "create_task, TaskGroup, gather"),
+    (in_task_group, "create_task, TaskGroup, gather"),
+    (in_gather, "create_task, TaskGroup, gather"),
+    (in_asyncio_thread, "asyncio.to_thread, anyio.to_thread"),
+    (in_anyio_thread, "asyncio.to_thread, anyio.to_thread"),
+    (in_copied_executor, "executors and threads, with copy_context().run"),
+    (in_copied_thread, "executors and threads, with copy_context().run"),
+]
+
+
 @pytest.mark.parametrize(
-    "handler",
+    ("make", "handler"),
     [
-        pytest.param(in_async_handler, marks=survival("async handler")),
-        pytest.param(in_sync_handler, marks=survival("sync handler in a worker thread")),
-        pytest.param(in_background, marks=survival("background task")),
-        pytest.param(in_sync_background, marks=survival("background task")),
-        pytest.param(in_async_stream, marks=survival("streamed body, async")),
-        pytest.param(in_sync_stream, marks=survival("streamed body, sync")),
-        pytest.param(in_server_sent_events, marks=survival("server-sent events")),
-        pytest.param(in_create_task, marks=survival("create_task, TaskGroup, gather")),
-        pytest.param(in_task_group, marks=survival("create_task, TaskGroup, gather")),
-        pytest.param(in_gather, marks=survival("create_task, TaskGroup, gather")),
-        pytest.param(in_asyncio_thread, marks=survival("asyncio.to_thread, anyio.to_thread")),
-        pytest.param(in_anyio_thread, marks=survival("asyncio.to_thread, anyio.to_thread")),
-        pytest.param(in_copied_executor, marks=survival("executors and threads, with copy_context().run")),
-        pytest.param(in_copied_thread, marks=survival("executors and threads, with copy_context().run")),
+        pytest.param(make, handler, marks=pytest.mark.survival(make.__name__, place))
+        for make in (Starlette, FastAPI)
+        for handler, place in PLACES
     ],
 )
-def test_a_call_knows_user_and_route(handler: Callable[[Request], Any]) -> None:
+def test_a_call_knows_user_and_route(make: type[Starlette], handler: Callable[[Request], Any]) -> None:
     """Wherever in the request it is made."""
-    assert once(events_of(serve([Route("/items/{id}", handler)]))) == ("ada", ROUTE)
+    assert once(events_of(serve([Route("/items/{id}", handler)], make=make))) == ("ada", ROUTE)
 
 
 async def in_executor(request: Request) -> Response:
@@ -182,10 +189,14 @@ async def in_thread(request: Request) -> Response:
 
 
 @pytest.mark.parametrize("handler", [in_executor, in_pool, in_thread])
-@survival("executors and threads, with carry_context()")
-def test_threads_and_executors_are_carried_by_the_opt_in_until_it_is_undone(handler: Callable[[Request], Any]) -> None:
+@pytest.mark.parametrize(
+    "make", [pytest.param(make, marks=pytest.mark.survival(make.__name__, CARRIED)) for make in (Starlette, FastAPI)]
+)
+def test_threads_and_executors_are_carried_by_the_opt_in_until_it_is_undone(
+    make: type[Starlette], handler: Callable[[Request], Any]
+) -> None:
     """Without it Python carries nothing there, and nobody is guessed."""
-    app = serve([Route("/items/{id}", handler)])
+    app = serve([Route("/items/{id}", handler)], make=make)
     assert once(events_of(app)) == (None, None)
     undo = carry_context()
     try:

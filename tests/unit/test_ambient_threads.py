@@ -1,0 +1,102 @@
+"""The opt-in for threads: what it carries, what it must not, and that it goes as it came."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+from fluxgate_mw import ambient, context, current
+from fluxgate_mw.ambient import Ambient, RequestContext
+from fluxgate_mw.integrations.threads import carry_context
+
+
+def name() -> str | None:
+    return current().feature
+
+
+def test_a_worker_thread_that_begins_inside_a_context_does_not_keep_it() -> None:
+    """A worker started lazily would be stuck on its first user, and bill everything to it."""
+    undo = carry_context()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            with context(feature="first"):
+                assert pool.submit(name).result() == "first"
+            assert pool.submit(name).result() is None
+            with context(feature="second"):
+                assert list(pool.map(lambda _: name(), range(2))) == ["second", "second"]
+            assert pool.submit(ambient.get).result() is ambient.NOTHING
+    finally:
+        undo()
+
+
+def test_a_thread_is_carried_and_keeps_nothing_when_it_has_run() -> None:
+    """Subclasses that override `run` too; no cycle is left."""
+    seen: list[str | None] = []
+
+    class Own(threading.Thread):
+        def run(self) -> None:
+            seen.append(name())
+
+    undo = carry_context()
+    try:
+        with context(feature="f"):
+            thread = Own()
+            thread.start()
+            thread.join()
+        gone = weakref.ref(thread)
+        gc.disable()
+        del thread
+        assert gone() is None
+    finally:
+        gc.enable()
+        undo()
+    assert seen == ["f"]
+
+
+def test_undo_in_any_order_restores_the_very_functions_found() -> None:
+    """The last undo does; each undo only once."""
+    submit, start = ThreadPoolExecutor.submit, threading.Thread.start
+    first, second = carry_context(), carry_context()
+    first()
+    first()
+    assert ThreadPoolExecutor.submit is not submit
+    second()
+    assert (ThreadPoolExecutor.submit, threading.Thread.start) == (submit, start)
+    alone = carry_context(threads=False)
+    assert threading.Thread.start is start
+    alone()
+    assert ThreadPoolExecutor.submit is submit
+
+
+def test_current_outside_a_request_is_what_encloses_the_caller() -> None:
+    """And zero calls; never an error."""
+    now = current()
+    assert (now.user, now.feature, now.route, now.request_id, now.calls, now.cost) == (None, None, None, None, 0, 0)
+    with context(user="ada", feature="f", session_id="s"):
+        now = current()
+        assert (now.user and now.user.id, now.feature, now.session_id, now.calls) == ("ada", "f", "s", 0)
+
+
+def test_calls_counted_from_many_threads_at_once_are_all_there() -> None:
+    """Figures of a request are right from any thread of it."""
+    request = RequestContext({}, None)  # type: ignore[arg-type]
+
+    def add() -> None:
+        for _ in range(5000):
+            request.add(3, 0.5)
+
+    threads = [threading.Thread(target=add) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (request.calls, request.cost_nanos, request.latency_ms) == (40_000, 120_000, 20_000.0)
+
+
+def test_a_frame_is_compared_by_identity() -> None:
+    """Frameworks compare the values of contexts that they copy."""
+    request = RequestContext({}, None)  # type: ignore[arg-type]
+    assert Ambient(request=request) != Ambient(request=request)
+    assert RequestContext({}, None) != RequestContext({}, None)  # type: ignore[arg-type]
