@@ -99,8 +99,13 @@ class FluxGate:
         return open_store(self.settings.effective_store_url)
 
     def record(self, event: UsageEvent) -> None:
-        """Deliver an event that you made yourself. Never raises; what cannot be taken is counted."""
-        if self.settings.enabled:
+        """Deliver an event that you made yourself. Never raises; what cannot be taken is counted.
+
+        An event with a field of the wrong type is set aside by the flusher, as a dead letter with the reason.
+        """
+        if not isinstance(event, UsageEvent):
+            diagnostics.note("record_no_event", f"record() was given a {type(event).__name__}, not a UsageEvent")
+        elif self.settings.enabled:
             guarded("record", self.recorder.record, event)
 
     def start(self) -> None:

@@ -201,3 +201,11 @@ def test_captures_are_process_wide_and_nested():
     assert [event.feature for event in inner] == ["b"]
     assert (one.statistics().emitted, other.statistics().emitted) == (1, 0)
     one.stop()
+
+
+def test_recording_something_else_is_counted():
+    """What is no event is noted once and nothing is emitted."""
+    fg = FluxGate(instrument=False)
+    fg.record("summarizer")
+    assert fg.statistics().emitted == 0
+    assert fg.statistics().notes == {"record_no_event": 1}
