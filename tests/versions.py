@@ -55,8 +55,9 @@ class Outcome(NamedTuple):
 def requirements(version: str) -> list[str]:
     """Return what an environment needs: what we need at run time and the test tools, as the project names them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    tools = [line for line in project["optional-dependencies"]["test"] if _name(line) in _TOOLS]
-    needed = [line for line in (*project["dependencies"], *tools) if _name(line) != "openai"]
+    extras = project["optional-dependencies"]
+    tools = [line for line in extras["test"] if _name(line) in _TOOLS]
+    needed = [line for line in (*project["dependencies"], *extras["dashboard"], *tools) if _name(line) != "openai"]
     return [*needed, f"openai=={version}"]
 
 
@@ -87,7 +88,7 @@ def run(version: str) -> Outcome:
     lacking = LACKING[version]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        options = ["-q", "--no-header", "-p", "no:cacheprovider", f"--junit-xml={report}"]
+        options = ["-q", "--no-header", "-p", "no:cacheprovider", "--tb=short", f"--junit-xml={report}"]
         left_out = [f"--deselect={TESTS}/{test}" for test in lacking]
         command = [python, "-m", "pytest", TESTS, *options, *left_out]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

@@ -219,12 +219,15 @@ def test_raw_responses_keep_everything(events):
 
 def test_nothing_is_kept_of_a_result_that_is_gone(events):
     """The side table forgets an answer with the answer."""
+    gc.collect()
+    before = set(table._calls)
     results = _results()
     stream = sync_client(lambda r: streamed(chat_events("Hi"))).chat.completions.create(
         model="gpt-4o-mini", messages=MESSAGES, stream=True
     )
     list(stream)
-    assert len(table._calls) == 3
+    assert len(set(table._calls) - before) == 3
     del results, stream
     gc.collect()
-    assert (table._calls, watch._watched) == ({}, {})
+    assert set(table._calls) <= before
+    assert not watch._watched
