@@ -75,6 +75,35 @@ async def test_after_a_drain_the_stream_is_empty(make, server, stream_key):
     assert (await server.xpending(stream_key, "flushers"))["pending"] == 0
 
 
+async def test_holes_give_their_memory_back(make, server, stream_key):
+    """Entries acknowledged out of order leave nothing behind once all are, time after time.
+
+    valkey-io/valkey#4299: a node of the stream keeps its memory while one of its entries lives.
+    """
+    stream, sizes = make(), []
+    for _ in range(3):
+        for number in range(500):
+            await stream.append(one(number) * 8, 1)
+        entries = await stream.read(max_entries=500, wait_s=1)
+        await stream.ack(entries[::2])
+        await stream.ack(entries[1::2])
+        sizes.append(await server.memory_usage(stream_key))
+    assert await server.xlen(stream_key) == 0
+    assert max(sizes) < 10_000
+    assert sizes[-1] <= sizes[0] + 500
+
+
+@pytest.mark.parametrize(("events", "most"), [(25, 1.6), (250, 1.3)])
+async def test_packs_cost_little_more_memory_than_their_bytes(make, server, stream_key, events, most):
+    """Packed, an event takes little more of the server's memory than its own bytes (redis/redis#11885)."""
+    stream = make()
+    payload = pack([encode_event(numbered(number)) for number in range(events)])
+    for _ in range(400):
+        await stream.append(payload, events)
+    used = await server.memory_usage(stream_key, samples=0)
+    assert used / (400 * len(payload)) < most
+
+
 async def test_the_live_stream_is_never_trimmed(make):
     """Past its length the stream refuses; not one unread entry is removed."""
     taken: list[int] = []
