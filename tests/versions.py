@@ -16,7 +16,7 @@ import venv
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 TESTS: Final = "tests/calls"
@@ -99,22 +99,23 @@ def run(version: str) -> Outcome:
 
 def _counts(report: Path) -> tuple[int, int]:
     """Return passed and not passed; a skipped test counts as not passed: what a version lacks is listed instead."""
-    suites = list(ElementTree.parse(report).getroot().iter("testsuite"))  # noqa: S314  (pytest's own file)
+    suites = list(ET.parse(report).getroot().iter("testsuite"))
     total = sum(int(suite.get("tests", 0)) for suite in suites)
     failed = sum(int(suite.get(kind, 0)) for suite in suites for kind in ("failures", "errors", "skipped"))
     return total - failed, failed
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    left_out = [f"  not run: {test}: {reason}" for test, reason in LACKING[outcome.version].items()]
+    return [*([] if outcome.holds else [outcome.output]), str(outcome), *left_out]
 
 
 def main() -> int:
     """Run every version at once and print a line of each; return how many failed."""
     with ThreadPoolExecutor() as pool:
         outcomes = list(pool.map(run, LACKING))
-    for outcome in outcomes:
-        if not outcome.holds:
-            print(outcome.output)
-        print(outcome)
-        for test, reason in LACKING[outcome.version].items():
-            print(f"  not run: {test}: {reason}")
+    lines = [line for outcome in outcomes for line in _lines(outcome)]
+    sys.stdout.write("\n".join([*lines, ""]))
     return sum(not outcome.holds for outcome in outcomes)
 
 
