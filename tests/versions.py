@@ -90,7 +90,7 @@ def run(version: str) -> Outcome:
         report = Path(folder) / "report.xml"
         options = ["-q", "--no-header", "-p", "no:cacheprovider", "--tb=short", f"--junit-xml={report}"]
         left_out = [f"--deselect={TESTS}/{test}" for test in lacking]
-        command = [python, "-m", "pytest", TESTS, *options, *left_out]
+        command = [str(python), "-m", "pytest", TESTS, *options, *left_out]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         passed, failed = _counts(report) if report.exists() else (0, 1)
     failed = failed or int(done.returncode != 0)
