@@ -122,7 +122,7 @@ def test_an_arq_job_shows_user_feature_and_request_of_where_it_was_enqueued(
     redis_url: str, pytestconfig: pytest.Config
 ) -> None:
     """On a real server and worker, with the redis package that arq wants; the next job, of nobody, shows nobody."""
-    layered = layer(Path(pytestconfig.cache.mkdir("layers")), "arq==0.28.0", "redis[hiredis]==5.3.1")  # type: ignore[union-attr]
+    layered = layer(Path(pytestconfig.cache.mkdir("layers")), "arq==0.28.0", "redis[hiredis]==5.3.1", "PyJWT==2.10.1")  # type: ignore[union-attr]
     shown = json.loads(run_on(layered, str(ROOT / "tests" / "arq_job.py"), redis_url).splitlines()[-1])
     (asked, job, alone) = shown["events"]
     assert asked == ["ada", ROUTE, None, asked[3], ROUTE]
