@@ -255,7 +255,7 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> tuple[Open
         origin: Who asks.
     """
     running = in_hand.get()
-    if isinstance(running, OpenAICall | Retrieval) and running.client is client:
+    if running is not None and isinstance(running, OpenAICall | Retrieval) and running.client is client:
         return None
     path = options.url.partition("?")[0]
     if options.method.lower() != "post":
@@ -305,7 +305,7 @@ def _not_a_call(client: Any, path: str, options: Any) -> tuple[Retrieval, Any] |
 def _body_of(options: Any) -> Mapping[str, Any]:
     body = options.json_data if isinstance(options.json_data, Mapping) else _NO_BODY
     extra = getattr(options, "extra_json", None)
-    return {**body, **extra} if isinstance(extra, Mapping) and extra else body
+    return {**body, **extra} if extra and isinstance(extra, Mapping) else body
 
 
 def _provider(client: Any, recorder: Recorder) -> str:

@@ -70,14 +70,20 @@ def _with_reasoning(total_in: int | None, total_out: int | None, reasoning: Any,
 
 def _details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     details = _first(usage, *names)
-    return details if isinstance(details, Mapping) else _NO_DETAILS
+    return details if isinstance(details, dict) else _NO_DETAILS
 
 
 def _first(block: Mapping[str, Any], *names: str) -> Any:
-    return next((block[name] for name in names if block.get(name) is not None), None)
+    for name in names:
+        value = block.get(name)
+        if value is not None:
+            return value
+    return None
 
 
 def _count(value: Any) -> int | None:
+    if type(value) is int:
+        return value if 0 <= value <= MOST else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST:
