@@ -154,18 +154,23 @@ class OpenAICall(Call):
         unfinished.hold(answer.response_id, self)
         return True
 
+    def _usage(self, answer: Answer, *, estimate: bool) -> tuple[TokenUsage | None, UsageSource]:
+        """Return what the provider reported, else, where it broke off, about what was asked and delivered."""
+        if answer.usage is not None:
+            return answer.usage, "provider"
+        if not estimate:
+            return None, "none"
+        prompt_bytes = sum(text_bytes(self.body.get(name)) for name in _PROMPTS)
+        return TokenUsage(estimate_tokens(prompt_bytes), estimate_tokens(answer.delivered_bytes)), "estimated"
+
+    def _unpriced_reason(self, reported: TokenUsage | None) -> str | None:
+        partial = reported is not None and None in (reported.input_tokens, reported.output_tokens)
+        return "the usage is incomplete" if partial and self.operation in _COUNTS_BOTH else None
+
     def _finish(self, answer: Answer, ending: _Ending, *, estimate: bool = False) -> None:
         if answer.state in _PENDING and ending.error_type is None and self._waits(answer):
             return
-        usage = answer.usage
-        source: UsageSource = "none" if usage is None else "provider"
-        unpriced = None
-        if usage is not None and None in (usage.input_tokens, usage.output_tokens) and self.operation in _COUNTS_BOTH:
-            unpriced = "the usage is incomplete"
-        if usage is None and estimate:
-            prompt_bytes = sum(text_bytes(self.body.get(name)) for name in _PROMPTS)
-            usage = TokenUsage(estimate_tokens(prompt_bytes), estimate_tokens(answer.delivered_bytes))
-            source = "estimated"
+        usage, source = self._usage(answer, estimate=estimate)
         tier = answer.service_tier or self.body.get("service_tier")
         asked = asked_content(self.body) if self.recorder.settings.capture_content else None
         self.body = _NO_BODY
@@ -182,7 +187,7 @@ class OpenAICall(Call):
                 retries=self._retries,
                 usage=usage,
                 usage_source=source,
-                unpriced_reason=unpriced,
+                unpriced_reason=self._unpriced_reason(answer.usage),
                 reported_nanos=self._reported_nanos if answer.cost_nanos is None else answer.cost_nanos,
                 asked=asked,
                 answered=self._output if answer.texts is None else delivered_content(answer.texts),
