@@ -30,6 +30,9 @@ class Frame:
     """Something to put on the ambient context for a while: `with`, `async with`, or as a decorator.
 
     One instance may be entered many times, by many tasks at once: what it covers is kept in the context itself.
+
+    A `with` around the `yield` of a sync generator holds only until the first one where each step runs in a thread
+    pool, as streamed bodies do under ASGI. That is counted and logged once (`frame_lost`); decorate the generator.
     """
 
     __slots__ = ("_fields",)
@@ -64,6 +67,8 @@ class Frame:
         top = get()
         if top.owner is self and top.covered is not None:
             enter(top.covered)
+        elif kind is None and not _holds(top, self):
+            diagnostics.note("frame_lost", _LOST)
 
     async def __aenter__(self) -> None:
         self.__enter__()
@@ -195,6 +200,22 @@ def set_fields(
     if cost_override:
         fields["cost_override"] = dict(cost_override)
     return fields
+
+
+_LOST: Final = (
+    "A `with feature(...)` or `with context(...)` was not there any more when its block ended: calls may lack it. "
+    "In a generator whose steps run in a thread pool, decorate the generator instead"
+)
+
+
+def _holds(top: Ambient, frame: Frame) -> bool:
+    """Return whether `frame` is anywhere at or below the top."""
+    below: Ambient | None = top
+    while below is not None:
+        if below.owner is frame:
+            return True
+        below = below.covered
+    return False
 
 
 def _wrap(frame: Frame, target: Any) -> Any:

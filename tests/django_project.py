@@ -68,6 +68,10 @@ async def openai_view(request: HttpRequest, key: int) -> HttpResponse:
     return HttpResponse("ok")
 
 
+def timed_view(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(ask(), headers={"Server-Timing": "db;dur=1"})
+
+
 def silent_view(request: HttpRequest) -> HttpResponse:
     return HttpResponse("ok")
 
@@ -129,6 +133,7 @@ urlpatterns = [
     path("async/<int:key>/", async_view),
     path("sync-call/<int:key>/", sync_call_view),
     path("silent/", silent_view),
+    path("timed/", timed_view),
     path("openai/<int:key>/", openai_view),
     path("stream/<int:key>/", stream_view),
     path("async-stream/<int:key>/", async_stream_view),

@@ -13,8 +13,10 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 
 from fluxgate_mw.ambient import CARRIER_KEY, NOTHING, Ambient, RequestContext, end_request, enter, get
 from fluxgate_mw.frameworks import DJANGO
+from fluxgate_mw.recorder import guarded
 from fluxgate_mw.resolvers import USER_SOURCES, ASGISources, WSGISources
 from fluxgate_mw.semconv import UserSource
+from fluxgate_mw.timing import server_timing
 from fluxgate_mw.trust import TrustedProxies
 from fluxgate_mw.types import Carrier, FeatureResolver, HasRecorder, UserResolver
 from fluxgate_mw.wsgi import Body
@@ -32,7 +34,9 @@ class FluxGateMiddleware:
     """Attribute the calls of a Django project: `fluxgate_mw.integrations.django.FluxGateMiddleware` in `MIDDLEWARE`.
 
     The options are attributes of the class, for a subclass to set; they mean what the ASGI middleware's arguments do.
-    A resolver is a `staticmethod`; its carrier holds the `HttpRequest` under `"fluxgate.django"`.
+    A resolver is a `staticmethod`; its carrier holds the `HttpRequest` under `"fluxgate.django"`. `cost_header` adds
+    `Server-Timing` for the calls that ended before the response was returned; for the closing comment of server-sent
+    events, put the ASGI or WSGI middleware around the application instead.
 
     Guarantees: loads no user for requests that make no call, and none twice. Inside `async` views the user is awaited
     when an `async` call is made; a sync call there knows only a user who is loaded already.
@@ -45,6 +49,7 @@ class FluxGateMiddleware:
     resolve_feature: ClassVar[FeatureResolver | None] = None
     user_sources: ClassVar[Sequence[UserSource]] = USER_SOURCES
     trusted: ClassVar[TrustedProxies | None] = None
+    cost_header: ClassVar[bool] = False
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         self._get_response = get_response
@@ -82,6 +87,8 @@ class FluxGateMiddleware:
         streamed = False
         try:
             response: HttpResponseBase = self._get_response(request)
+            if self.cost_header:
+                guarded("django", _tell_costs, response, served)
             streamed = _inside(response, served, ambient, get())
         finally:
             enter(covered)
@@ -96,6 +103,8 @@ class FluxGateMiddleware:
         streamed = False
         try:
             response: HttpResponseBase = await self._get_response(request)
+            if self.cost_header:
+                guarded("django", _tell_costs, response, served)
             streamed = _inside(response, served, ambient, get())
         finally:
             if get().request is served:
@@ -103,6 +112,12 @@ class FluxGateMiddleware:
             if not streamed:
                 end_request(served, ambient)
         return response
+
+
+def _tell_costs(response: HttpResponseBase, served: RequestContext) -> None:
+    if served.calls:
+        said = response.headers.get("Server-Timing")
+        response.headers["Server-Timing"] = ", ".join(filter(None, [said, server_timing(served)]))
 
 
 def _inside(response: Any, served: RequestContext, ambient: Ambient, inside: Ambient) -> bool:

@@ -1,4 +1,8 @@
-"""Flask: the WSGI middleware as an extension."""
+"""Flask: the WSGI middleware as an extension.
+
+Flask-Login's user is asked for when a call is made, or a streamed body begins. A thread that outlives its response
+knows the user only if the request had loaded one by then: `current_user` was read, or a call was made, in the view.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Litestar: the ASGI middleware as a plugin, put outside of every other middleware of the application."""
+"""Litestar: the ASGI middleware as a plugin, put outside of every other middleware of the application.
+
+Event listeners (`app.emit`) run in a task that began with the application, outside of every request: their calls have
+no user and no feature unless the request hands on what is known of it. Emit `asked=current()`, and in the listener put
+`with context(user=asked.user, feature=asked.feature):` around the call.
+"""
 
 from __future__ import annotations
 

@@ -10,15 +10,14 @@ import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 
-from fluxgate_mw.ambient import NOTHING, Ambient, enter, get
+from fluxgate_mw.ambient import NOTHING, get
+from fluxgate_mw.integrations.carrying import Carried, CountedPatch
 
 __all__ = ["carry_context"]
 
-_lock = threading.Lock()
-_asked: list[object] = []
-_found: dict[str, Any] = {}
+_patch: Final = CountedPatch()
 
 
 def carry_context(*, threads: bool = True) -> Callable[[], None]:
@@ -39,75 +38,36 @@ def carry_context(*, threads: bool = True) -> Callable[[], None]:
 
     Concurrency: any thread.
     """
-    token = object()
-    with _lock:
-        if not _asked:
-            _patch(threads=threads)
-        _asked.append(token)
-
-    def undo() -> None:
-        with _lock:
-            if token in _asked:
-                _asked.remove(token)
-                if not _asked:
-                    _unpatch()
-
-    return undo
+    patches: list[tuple[Any, str, Callable[[Any], Any]]] = [(ThreadPoolExecutor, "submit", _carrying_submit)]
+    if threads:
+        patches.append((threading.Thread, "start", _carrying_start))
+    return _patch.ask(*patches)
 
 
-def _patch(*, threads: bool) -> None:
-    submit: Any = ThreadPoolExecutor.submit
-    start: Any = threading.Thread.start
-    _found.update(submit=submit, start=start)
-
+def _carrying_submit(submit: Any) -> Any:
     @functools.wraps(submit)
     def carrying_submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         # A worker thread may be started here, and must not keep this request for its whole life.
-        return _Carried(NOTHING, submit)(self, _Carried(get(), fn), *args, **kwargs)
+        return Carried(NOTHING, submit)(self, Carried(get(), fn), *args, **kwargs)
 
+    return carrying_submit
+
+
+def _carrying_start(start: Any) -> Any:
     @functools.wraps(start)
     def carrying_start(self: Any) -> None:
         if get() is not NOTHING:
             _carry(self)
         start(self)
 
-    _found.update(carrying_submit=carrying_submit, carrying_start=carrying_start)
-    ThreadPoolExecutor.submit = carrying_submit  # type: ignore[method-assign]
-    if threads:
-        threading.Thread.start = carrying_start  # type: ignore[method-assign]
+    return carrying_start
 
 
 def _carry(thread: Any) -> None:
-    run = _Carried(get(), thread.run)
+    run = Carried(get(), thread.run)
 
     def carried_run() -> None:
         del thread.run
         run()
 
     thread.run = carried_run
-
-
-def _unpatch() -> None:
-    """Put back what was found, unless somebody else has patched over it meanwhile: then it stays, and does nothing."""
-    if ThreadPoolExecutor.submit is _found["carrying_submit"]:
-        ThreadPoolExecutor.submit = _found["submit"]  # type: ignore[method-assign]
-    if threading.Thread.start is _found["carrying_start"]:
-        threading.Thread.start = _found["start"]  # type: ignore[method-assign]
-
-
-class _Carried:
-    """A function that runs under the frame of where it was handed over."""
-
-    __slots__ = ("_ambient", "_function")
-
-    def __init__(self, ambient: Ambient, function: Callable[..., Any]) -> None:
-        self._ambient = ambient
-        self._function = function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        covered = get()
-        enter(self._ambient)
-        try:
-            return self._function(*args, **kwargs)
-        finally:
-            enter(covered)

@@ -20,6 +20,7 @@ from django.test.utils import CaptureQueriesContext
 from werkzeug.test import Client as WSGIClient
 
 from fluxgate_mw import FluxGateMiddleware, FluxGateWSGIMiddleware, UsageEvent, instrument_openai
+from fluxgate_mw.integrations.django import FluxGateMiddleware as DjangoMiddleware
 from fluxgate_mw.testing import capture_events
 from tests.asking import who
 
@@ -158,3 +159,34 @@ def test_inside_the_wsgi_middleware_too(cookie: str) -> None:
     assert [who(event) for event in over_wsgi("/stream/7/", cookie, FluxGateWSGIMiddleware)] == [
         ("5", "GET /stream/<int:key>/")
     ]
+
+
+@pytest.mark.anyio
+async def test_the_cost_is_sent_with_plain_responses_where_it_is_turned_on(
+    cookie: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Off by default; a response of no call says nothing; another `Server-Timing` of the view's stays."""
+
+    def over_wsgi_header(path: str) -> str | None:
+        return WSGIClient(get_wsgi_application(), use_cookies=False).get(path).headers.get("Server-Timing")
+
+    with capture_events():
+        assert over_wsgi_header("/timed/") == "db;dur=1"
+        monkeypatch.setattr(DjangoMiddleware, "cost_header", True)
+        sent = over_wsgi_header("/timed/")
+        assert sent is not None
+        assert sent.startswith('db;dur=1, llm;desc="1 call $0.0002";dur=')
+        assert over_wsgi_header("/silent/") is None
+        transport = httpx.ASGITransport(get_asgi_application())
+        async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+            for path in ("/async/7/", "/sync/7/"):
+                response = await client.get(path)
+                assert response.headers["server-timing"].startswith('llm;desc="1 call $0.0002";dur=')
+
+
+def test_a_cookie_session_user_is_not_asked_where_the_framework_is_switched_off(
+    cookie: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`user_sources` without `framework`: nobody, and no query."""
+    monkeypatch.setattr(DjangoMiddleware, "user_sources", ["identify", "resolver"])
+    assert [who(event) for event in over_wsgi("/sync/7/", cookie)] == [(None, "GET /sync/<int:key>/")]

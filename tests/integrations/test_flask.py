@@ -32,7 +32,7 @@ class Account(flask_login.UserMixin):
         self.id, self.email = key, f"{key}@example.org"
 
 
-def make(name: str = "shop") -> flask.Flask:
+def make(name: str = "shop", **options: Any) -> flask.Flask:
     """Return an application with ours, and with Flask-Login reading who is signed in from a header."""
     app = flask.Flask(name)
     login = flask_login.LoginManager(app)
@@ -43,7 +43,7 @@ def make(name: str = "shop") -> flask.Flask:
         named = request.headers.get("x-user")
         return None if named is None else Account(named)
 
-    FluxGateFlask(app)
+    FluxGateFlask(app, **options)
     return app
 
 
@@ -262,6 +262,30 @@ def test_a_thread_that_outlives_the_response_knows_user_and_rule() -> None:
     assert [who(event) for event in events] == [("ada", ROUTE)]
 
 
+@pytest.mark.parametrize(("loaded", "user"), [(False, None), (True, "ada")])
+def test_a_thread_that_outlives_the_response_knows_only_a_user_who_was_loaded(loaded: bool, user: str | None) -> None:  # noqa: FBT001
+    """Flask-Login cannot be asked any more: reading `current_user` in the view, or a call there, is enough."""
+    app, answered = make(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def later() -> None:
+        answered.wait(10)
+        ask()
+
+    @app.get("/items/<int:key>")
+    def view(key: int) -> str:
+        threads.append(threading.Thread(target=contextvars.copy_context().run, args=(later,)))
+        threads[0].start()
+        return str(loaded and flask_login.current_user.is_authenticated)
+
+    with capture_events() as events:
+        Client(app).get("/items/7", headers={"x-user": "ada"}).close()
+        Client(app).get("/missing", headers={"x-user": "eve"}).close()
+        answered.set()
+        threads[0].join()
+    assert [who(event) for event in events] == [(user, ROUTE)]
+
+
 def test_identify_beats_flask_login_for_the_rest_of_the_request() -> None:
     """Called anywhere in it."""
     app = make()
@@ -294,3 +318,14 @@ def test_the_extension_is_put_around_an_application_only_once() -> None:
     wrapped = app.wsgi_app
     FluxGateFlask().init_app(app)
     assert app.wsgi_app is wrapped
+
+
+def test_flask_login_is_not_asked_where_the_framework_is_switched_off() -> None:
+    """`user_sources` without `framework`."""
+    app = make(user_sources=["identify", "resolver"])
+
+    @app.get("/items/<int:key>")
+    def view(key: int) -> flask.Response:
+        return flask.Response(ask() for _ in range(1))
+
+    assert whos(app) == [(None, ROUTE)]

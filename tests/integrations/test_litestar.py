@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ from litestar import Controller, Litestar, Request, Router, WebSocket, get, webs
 from litestar.background_tasks import BackgroundTask
 from litestar.connection import ASGIConnection
 from litestar.di import Provide
+from litestar.events import listener
 from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult, DefineMiddleware
 from litestar.response import Response, ServerSentEvent, Stream
 from litestar.testing import TestClient
 
-from fluxgate_mw import FluxGateMiddleware, UsageEvent, feature
+from fluxgate_mw import FluxGateMiddleware, UsageEvent, context, current, feature
+from fluxgate_mw.ambient import Current
 from fluxgate_mw.integrations.litestar import FluxGatePlugin
 from fluxgate_mw.testing import capture_events
 from tests.asking import aask, ask, who
@@ -195,3 +198,62 @@ def test_a_call_in_a_websocket_knows_user_and_template() -> None:
     ):
         socket.receive_text()
     assert [who(event) for event in events] == [("ada", "WEBSOCKET /socket/{key}")]
+
+
+@listener("asked")
+async def on_asked(user: str | None) -> None:
+    with context(metadata={"asked by": str(user)}):
+        await aask()
+
+
+@listener("asked with context")
+async def on_asked_with_context(user: str | None, asked: Current) -> None:
+    with context(user=asked.user, feature=asked.feature, metadata={"asked by": str(user)}):
+        await aask()
+
+
+@get("/emit/{key:int}")
+async def emitting_handler(request: Request[Any, Any, Any], key: int) -> str:
+    request.app.emit("asked", user=request.headers.get("x-user"))
+    return "x"
+
+
+@get("/emit-with-context/{key:int}")
+async def emitting_with_context_handler(request: Request[Any, Any, Any], key: int) -> str:
+    request.app.emit("asked with context", user=request.headers.get("x-user"), asked=current())
+    return "x"
+
+
+def heard(path: str) -> list[UsageEvent]:
+    """Return what listeners recorded, for overlapping requests of many users and of nobody."""
+    app = Litestar(
+        [emitting_handler, emitting_with_context_handler],
+        middleware=[DefineMiddleware(Authentication)],
+        plugins=[FluxGatePlugin()],
+        listeners=[on_asked, on_asked_with_context],
+        openapi_config=None,
+    )
+    with capture_events() as events:
+        with TestClient(app) as client, ThreadPoolExecutor(8) as clients:
+
+            def ask_as(number: int) -> None:
+                client.get(path, headers={"x-user": f"user-{number}"} if number % 3 else {})
+
+            list(clients.map(ask_as, range(40)))
+        assert len(events) == 40
+    return events
+
+
+def test_an_event_listener_is_outside_of_every_request_and_never_in_anothers() -> None:
+    """Litestar runs listeners in a task of the application's start: not carried, and nobody's."""
+    assert {who(event) for event in heard("/emit/7")} == {(None, None)}
+
+
+@survival("event listeners, given current()")
+def test_an_event_listener_that_is_given_current_knows_who_asked() -> None:
+    """The documented way; an anonymous request's is nobody."""
+    for event in heard("/emit-with-context/7"):
+        assert (str(event.user and event.user.id), event.feature) == (
+            event.metadata["asked by"],
+            "GET /emit-with-context/{key}",
+        )

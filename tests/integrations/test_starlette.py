@@ -23,7 +23,7 @@ from starlette.routing import Mount, Route, Router, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from fluxgate_mw import FluxGateMiddleware, UsageEvent, current, feature, identify
+from fluxgate_mw import FluxGateMiddleware, UsageEvent, current, diagnostics, feature, identify
 from fluxgate_mw.integrations.threads import carry_context
 from fluxgate_mw.testing import capture_events
 from tests.asking import CopiesScope, SignIn, aask, ask, who
@@ -505,3 +505,33 @@ def test_an_anonymous_request_is_nobody() -> None:
         client.get("/items/7")
     assert [who(event) for event in events] == [("ada", ROUTE), (None, ROUTE)]
     assert events[1].user_source == "none"
+
+
+def test_a_feature_open_across_the_steps_of_a_sync_body_is_lost_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Each step runs in a worker thread's own copy of the context; the log says that decorating mends it."""
+
+    async def endpoint(request: Request) -> Response:
+        def body() -> Iterator[str]:
+            with feature("lost"):
+                yield ask()
+                yield ask()
+
+        return StreamingResponse(body())
+
+    async def decorated(request: Request) -> Response:
+        @feature("kept")
+        def body() -> Iterator[str]:
+            yield ask()
+            yield ask()
+
+        return StreamingResponse(body())
+
+    app = serve([Route("/items/{id}", endpoint), Route("/decorated", decorated)])
+    assert [who(event) for event in events_of(app, "/decorated")] == [("ada", "kept")] * 2
+    assert diagnostics.counts() == {}
+    for _ in range(2):
+        assert [who(event) for event in events_of(app)] == [("ada", "lost"), ("ada", ROUTE)]
+    said = [record.getMessage() for record in caplog.records if record.name == "fluxgate_mw"]
+    assert len(said) == 1
+    assert "decorate the generator" in said[0]
+    assert diagnostics.counts()["frame_lost"] == 2

@@ -5,10 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 
-from fluxgate_mw import FluxGateMiddleware, User, ambient, context, current, feature, identify
+from fluxgate_mw import FluxGateMiddleware, User, ambient, context, current, feature, identify, instrument_openai
 from fluxgate_mw.ambient import RequestContext
+from fluxgate_mw.resolvers import USER_SOURCES
 from fluxgate_mw.testing import capture_events
 from fluxgate_mw.trust import TrustedProxies
 from tests.asking import aask, ask, who
@@ -159,6 +162,36 @@ async def test_users_win_in_the_order_of_their_sources_and_each_can_be_switched_
         )
         expected = order[index] if index < len(order) else None
         assert (seen[0] and seen[0].id, seen[1]) == (SOURCES.get(expected or ""), expected or "none")
+
+
+@pytest.mark.parametrize(
+    ("switched_off", "user"), [((), ("by parameter", "parameter")), (("parameter",), (None, "none"))]
+)
+async def test_the_calls_own_user_counts_unless_it_is_switched_off(
+    switched_off: tuple[str, ...], user: tuple[str | None, str]
+) -> None:
+    """`user=` of the call to a model, as an end user's id; outside of a request it always counts."""
+    answer = {"id": "x", "object": "chat.completion", "created": 1, "model": "gpt-4o-mini", "choices": []}
+    transport = httpx2.MockTransport(lambda _request: httpx2.Response(200, json=answer))
+
+    async def app(scope: Any = None, receive: Any = None, send: Any = None) -> None:
+        async with openai.AsyncOpenAI(
+            api_key="x", base_url="http://shop.invalid/v1", http_client=httpx2.AsyncClient(transport=transport)
+        ) as client:
+            await client.chat.completions.create(
+                model="gpt-4o-mini", messages=[{"role": "user", "content": "x"}], user="by parameter"
+            )
+
+    instrument_openai()
+    with capture_events() as events:
+        admitted = [source for source in USER_SOURCES if source not in switched_off]
+        scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
+        await FluxGateMiddleware(app, user_sources=admitted)(scope, app, app)
+        await app()
+    assert [(event.user and event.user.id, event.user_source) for event in events] == [
+        user,
+        ("by parameter", "parameter"),
+    ]
 
 
 async def test_context_and_the_explicit_frame_beat_every_source_of_the_request() -> None:

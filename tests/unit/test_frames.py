@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 import anyio
 import pytest
 
-from fluxgate_mw import ambient, context, current, feature
+from fluxgate_mw import ambient, context, current, diagnostics, feature
 
 
 def name() -> str | None:
@@ -431,3 +431,47 @@ def test_the_source_says_whether_the_feature_came_from_a_decorator_or_a_block() 
     assert feature("d")(lambda: ambient.get().feature_source)() == "decorator"
     with feature("c"):
         assert ambient.get().feature_source == "context"
+
+
+def test_a_frame_that_was_lost_between_two_steps_is_said_once() -> None:
+    """A sync generator whose steps run in contexts of their own, as a thread pool gives them: decorating mends it."""
+
+    def undecorated() -> Iterator[str | None]:
+        with feature("lost"):
+            yield name()
+            yield name()
+
+    @feature("kept")
+    def decorated() -> Iterator[str | None]:
+        yield name()
+        yield name()
+
+    def streamed(steps: Iterator[str | None]) -> list[str | None]:
+        seen = []
+        while (step := contextvars.copy_context().run(next, steps, "end")) != "end":
+            seen.append(step)
+        return seen
+
+    assert streamed(decorated()) == ["kept", "kept"]
+    assert diagnostics.counts() == {}
+    assert streamed(undecorated()) == ["lost", None]
+    assert diagnostics.counts() == {"frame_lost": 1}
+
+
+def test_leaving_in_the_wrong_order_or_on_abandonment_is_no_lost_frame() -> None:
+    """Only a block that went on without its frame is."""
+    outer, inner = feature("outer"), feature("inner")
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    inner.__exit__(None, None, None)
+    outer.__exit__(None, None, None)
+
+    def steps() -> Iterator[None]:
+        with feature("abandoned"):
+            yield
+
+    running = steps()
+    contextvars.copy_context().run(next, running)
+    running.close()  # type: ignore[attr-defined]
+    assert diagnostics.counts() == {}
