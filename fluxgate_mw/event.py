@@ -6,11 +6,12 @@ map with default fields left out, so old readers skip new fields and new readers
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 NANOS_PER_USD = 1_000_000_000
-_random_bits = random.getrandbits
+_random: Final = random.Random()  # noqa: S311  (ids, not secrets)
 
 
 class User(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -73,17 +74,20 @@ class TokenUsage(msgspec.Struct, frozen=True, omit_defaults=True):
 def new_event_id() -> str:
     """Return a new UUIDv7 in its text form: 48 bits of Unix milliseconds, then 74 random bits.
 
-    The bits come from Python's own generator, seeded by the operating system and seeded again in a forked child: an
-    id is unique, not a secret.
+    The bits come from a generator of our own, seeded by the operating system, in a forked child again, and not by
+    what the application seeds: an id is unique, not a secret.
 
     Concurrency: any thread, a signal handler, before and after fork.
 
     Source: RFC 9562 section 5.7.
     """
-    tail = _random_bits(76)
+    tail = _random.getrandbits(76)
     text = f"{time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF:012x}{tail:019x}"
     variant = "89ab"[tail & 3]
     return f"{text[:8]}-{text[8:12]}-7{text[12:15]}-{variant}{text[15:18]}-{text[18:30]}"
+
+
+os.register_at_fork(after_in_child=_random.seed)
 
 
 def _now() -> datetime:

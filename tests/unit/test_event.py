@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import uuid
 
 import pytest
@@ -22,6 +25,20 @@ def test_event_ids_are_uuid7_and_sort_by_time():
     assert len(set(ids)) == 500
     milliseconds = [i.int >> 80 for i in ids]
     assert milliseconds == sorted(milliseconds)
+
+
+def test_ids_stay_unique_whatever_the_application_seeds_and_forks():
+    """Neither `random.seed` nor a fork makes two processes draw the same ids."""
+    program = (
+        "import os, random, sys; from fluxgate_mw.event import new_event_id as new\n"
+        "random.seed(1); first = new(); random.seed(1); second = new()\n"
+        "child = os.fork() == 0; print([first, second, new()] if child else [new()], flush=True)\n"
+        "child or os.wait()"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    ids = re.findall(r"'([0-9a-f-]{36})'", printed)
+    assert len(ids) == 4
+    assert len({text[-12:] for text in ids}) == 4
 
 
 @given(
