@@ -11,6 +11,7 @@ in another context than the one that it began in.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from decimal import Decimal
@@ -90,6 +91,10 @@ class RequestSources(Protocol):
         ...
 
 
+_first_to_name: Final = threading.Lock()
+"""Threads that ask for a request's id at once agree on it."""
+
+
 class RequestContext(msgspec.Struct, eq=False, weakref=True):
     """What the tasks and threads of one request share. Compared by identity.
 
@@ -110,18 +115,21 @@ class RequestContext(msgspec.Struct, eq=False, weakref=True):
     known_route: str | None = None
     known_decoration: Decoration | None = None
     known_feature: str | None = None
-    request_ids: list[str] = []
-    """The first one holds: threads that ask at once agree."""
-    links: tuple[str, ...] = (CARRIER_KEY,)
-    """Keys of the carrier that lead back to it: taken out at the end, so that neither waits for the collector."""
+    known_request_id: str | None = None
+    links: tuple[str, ...] = ()
+    """Keys of the carrier, but for `CARRIER_KEY`, that lead back to it: taken out at the end, so that neither waits
+    for the collector."""
 
     @property
     def request_id(self) -> str:
         """The id that joins the calls of this request: a trusted proxy's, else made."""
-        if not self.request_ids:
+        if self.known_request_id is None:
             given = None if self.carrier is None else self.sources.request_id(self.carrier)
-            self.request_ids.append(given or new_event_id())
-        return self.request_ids[0]
+            made = given or new_event_id()
+            with _first_to_name:
+                if self.known_request_id is None:
+                    self.known_request_id = made
+        return self.known_request_id
 
     def identify(self, user: User) -> None:
         """Say who is served, for every call of this request from now on."""
@@ -236,6 +244,7 @@ def end_request(request: RequestContext, ambient: Ambient) -> None:
     if sys.getrefcount(ambient) > _UNSHARED:
         request.settle()
     if carrier is not None:
+        carrier.pop(CARRIER_KEY, None)
         for link in request.links:
             carrier.pop(link, None)
 

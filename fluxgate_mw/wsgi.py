@@ -6,9 +6,11 @@ so nothing stays set between steps, and what a step left on the context is put b
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
+from typing import Final
 
 import msgspec
 
@@ -22,6 +24,7 @@ from fluxgate_mw.types import Environ, FeatureResolver, HasRecorder, StartRespon
 
 __all__ = ["Body", "FluxGateWSGIMiddleware"]
 
+_modules: Final = sys.modules
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
 
@@ -68,11 +71,12 @@ class FluxGateWSGIMiddleware:
             return self.app(environ, start_response)
         request = environ[CARRIER_KEY] = RequestContext(environ, self._sources)
         costs = _Costs(request) if self._cost_header else None
-        started = partial(_start, environ, start_response, self._sources, costs)
+        if costs is not None or "flask" in _modules:  # else nothing has to be kept for the body
+            start_response = partial(_start, environ, start_response, self._sources, costs)
         ambient = Ambient(request=request)
         enter(ambient)
         try:
-            body = self.app(environ, started)
+            body = self.app(environ, start_response)
         except BaseException:
             enter(covered)
             end_request(request, ambient)
@@ -134,6 +138,8 @@ class _Costs:
 class Body(msgspec.Struct, eq=False):
     """A response body whose steps and close run inside the request's context.
 
+    As a server does: what is iterated is `iter(body)`, and what is closed is the body itself.
+
     Args:
         body: The application's.
         request: Ends when the body is closed.
@@ -151,26 +157,39 @@ class Body(msgspec.Struct, eq=False):
     iterator: Iterator[bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
-        return self
+        return self._steps()
 
     def __next__(self) -> bytes:
+        return next(self._steps())
+
+    def _steps(self) -> Iterator[bytes]:
+        """Yield what is left of the body. A generator, for a method costs more at each step.
+
+        Collected in between steps, it touches no context.
+        """
+        costs = self.costs
+        running = True
         covered = get()
         enter(self.inside)
         try:
             if self.iterator is None:
-                self.iterator = iter(self.body)
-            chunk = next(self.iterator)
-        except StopIteration:
-            last = None if self.costs is None else self.costs.closing()
-            if last is None:
-                raise
-            return last
+                self.iterator = _iterator(self.body)
+            for chunk in self.iterator:
+                self.inside = get()
+                enter(covered)
+                running = False
+                if costs is not None:
+                    costs.on_chunk(chunk)
+                yield chunk
+                covered = get()
+                running = True
+                enter(self.inside)
         finally:
-            self.inside = get()
-            enter(covered)
-        if self.costs is not None:
-            self.costs.on_chunk(chunk)
-        return chunk
+            if running:
+                self.inside = get()
+                enter(covered)
+        if costs is not None and (last := costs.closing()) is not None:
+            yield last
 
     def close(self) -> None:
         """Close the application's body inside the request's context, then end the request."""
@@ -184,6 +203,12 @@ class Body(msgspec.Struct, eq=False):
             enter(covered)
             ambient, self.ambient, self.inside = self.ambient, NOTHING, NOTHING
             end_request(self.request, ambient)
+
+
+def _iterator(body: Iterable[bytes]) -> Iterator[bytes]:
+    """Return the body's iterator; one that only knows `__next__` is made one that `for` takes, too."""
+    iterator = iter(body)
+    return iterator if hasattr(iterator, "__iter__") else iter(iterator.__next__, None)
 
 
 def _is_file_wrapper(body: Iterable[bytes], environ: Environ) -> bool:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FluxGateMiddleware"]
 
-_LINKS: Final = (CARRIER_KEY, DJANGO)
+_LINKS: Final = (DJANGO,)
 
 
 class FluxGateMiddleware:

@@ -80,8 +80,7 @@ class Job:
     def __init__(self, sent: object, task: str) -> None:
         carried = guarded("jobs", _unpacked, sent) or _Envelope()
         self._request = RequestContext({}, _JobSources(carried.route))
-        if carried.request_id is not None:
-            self._request.request_ids.append(carried.request_id)
+        self._request.known_request_id = carried.request_id
         self._ambient = Ambient(
             request=self._request,
             user=carried.user,

@@ -52,4 +52,4 @@ def _keep(served: Any) -> None:
     scope[QUART] = (current_app._get_current_object(), served)  # type: ignore[attr-defined]  # noqa: SLF001
     known = scope.get(CARRIER_KEY)
     if isinstance(known, RequestContext):
-        known.links = (CARRIER_KEY, QUART)
+        known.links = (QUART,)

@@ -84,13 +84,14 @@ def test_interleaved_bodies_in_one_thread_keep_their_own_users() -> None:
     """As gevent and some test clients read them."""
     app = served(streaming)
     with capture_events() as events:
-        bodies = [iter(app(environ(user), ignore)) for user in ("ada", "bob", None)]
+        bodies: list[Any] = [app(environ(user), ignore) for user in ("ada", "bob", None)]
+        iterators = [iter(body) for body in bodies]
         for _ in range(3):
-            for body in bodies:
-                next(body)
+            for iterator in iterators:
+                next(iterator)
                 assert ambient.get() is ambient.NOTHING
         for body in reversed(bodies):
-            body.close()  # type: ignore[attr-defined]
+            body.close()
     assert [event.user and event.user.id for event in events] == ["ada", "bob", None] * 3 + [None, "bob", "ada"]
 
 
@@ -223,3 +224,56 @@ def test_the_cost_is_told_in_a_header_and_in_a_last_comment_of_an_event_stream()
     assert stream.endswith(b"\n")
     assert dict(sent[0])["Server-Timing"].startswith('llm;desc="1 call $0.0002";dur=')
     assert "Server-Timing" not in dict(sent[3])
+
+
+@pytest.mark.parametrize("directly", [False, True])
+def test_an_iterator_that_knows_only_its_next_step_is_read_to_its_end(directly: bool) -> None:  # noqa: FBT001
+    """By `for`, and by `next` of the body itself; its error passes, and nothing stays bound."""
+
+    class Steps:
+        def __init__(self, *chunks: bytes) -> None:
+            self._chunks = list(chunks)
+
+        def __next__(self) -> bytes:
+            ask()
+            if not self._chunks:
+                raise StopIteration
+            if self._chunks[0] == b"error":
+                raise KeyError
+            return self._chunks.pop(0)
+
+    class Odd:
+        def __init__(self, *chunks: bytes) -> None:
+            self._chunks = chunks
+
+        def __iter__(self) -> Any:
+            return Steps(*self._chunks)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return Odd(b"a", b"b", *environ.get("more", ()))
+
+    def read(body: Any) -> list[bytes]:
+        if not directly:
+            return list(body)
+        return [next(body), next(body), *iter(lambda: next(body, b""), b"")]
+
+    with capture_events() as events:
+        assert read(served(app)(environ("ada"), ignore)) == [b"a", b"b"]
+        assert [who(event) for event in events] == [("ada", None)] * 3
+        with pytest.raises(KeyError):
+            read(served(app)(environ("ada", more=(b"error",)), ignore))
+    assert ambient.get() is ambient.NOTHING
+
+
+def test_a_body_abandoned_in_between_its_steps_and_collected_elsewhere_changes_nothing_there() -> None:
+    """During another's request, as a server leaves one whose client has gone."""
+    with capture_events():
+        body = served(streaming)(environ("ada"), ignore)
+        iterator = iter(body)
+        next(iterator)
+        with context(feature="other"):
+            del iterator, body
+            gc.collect()
+            assert current().feature == "other"
+    assert ambient.get() is ambient.NOTHING
