@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,11 @@ ROUTE = "GET /items/{id}"
 
 @pytest.fixture
 def tasks() -> Iterator[celery.Celery]:
-    """A Celery application with a real worker, over a broker in this process; ours is carried."""
+    """A Celery application with a real worker, over a broker in this process; ours is carried.
+
+    The worker sets the process's log level, which is put back.
+    """
+    level = logging.root.level
     app = celery.Celery("jobs", broker="memory://", backend="cache+memory://")
     app.conf.update(worker_hijack_root_logger=False, task_always_eager=False)
 
@@ -48,6 +53,8 @@ def tasks() -> Iterator[celery.Celery]:
     with start_worker(app, perform_ping_check=False, pool="solo", shutdown_timeout=20):
         yield app
     undo()
+    logging.root.setLevel(level)
+    logging.captureWarnings(capture=False)
     assert _running == {}
 
 
