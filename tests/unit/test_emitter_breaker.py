@@ -10,7 +10,7 @@ class Clock:
 
     now = 100.0
 
-    def __call__(self) -> float:  # noqa: D102
+    def __call__(self) -> float:
         return self.now
 
 

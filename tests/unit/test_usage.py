@@ -89,7 +89,7 @@ def test_deepseek():
 
 
 def test_reasoning_beside_the_output():
-    """xAI counts reasoning beside the output and in the total only; it is billed as output (vercel/ai#12425)."""
+    """Reasoning that xAI counts beside the output, and in the total only, is billed as output (vercel/ai#12425)."""
     usage = {"prompt_tokens": 12, "completion_tokens": 1, "total_tokens": 399}
     read = read_usage({**usage, "completion_tokens_details": {"reasoning_tokens": 386}})
     assert (read.output_tokens, read.reasoning_output_tokens) == (387, 386)
