@@ -25,6 +25,7 @@ from fluxgate_mw.settings import Settings
 __all__ = ["main"]
 
 DEFAULT_PORT = 8321
+MOST_SECONDS = 1_000_000
 _MARKS = {"ok": "ok     ", "warning": "WARNING", "failed": "FAILED "}
 
 
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo_parser(commands: Any) -> None:
     demo = commands.add_parser("demo", help="see it all work, with nothing to install or to pay")
-    demo.add_argument("--seconds", type=float, metavar="N", help="end by itself after N seconds, with a summary")
+    demo.add_argument("--seconds", type=_seconds, metavar="N", help="end by itself after N seconds, with a summary")
     demo.add_argument("--redis-url", metavar="URL", help="deliver through this Redis instead of the spool")
     demo.add_argument("--data-dir", type=Path, metavar="DIR", help="put everything there; default: a new folder")
     demo.add_argument("--port", type=int, metavar="PORT", help="of the dashboard; default: a free one")
@@ -104,6 +105,13 @@ def _dead_letters_parser(commands: Any, common: argparse.ArgumentParser) -> None
         action.add_argument("ids", nargs="*", metavar="ID", help="which; see `list`")
         action.add_argument("--all", action="store_true", help="every one")
         action.set_defaults(run=_change_letters, action=name)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0 and below {MOST_SECONDS:,}, got {text}")
+    return seconds
 
 
 def _env(option: str) -> str:

@@ -17,6 +17,7 @@ import msgspec
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import NOTHING, Ambient, enter, get
+from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.users import as_user
 
 __all__ = ["DECORATION", "Frame", "context", "feature", "set_fields"]
@@ -112,6 +113,9 @@ class feature(Frame):  # noqa: N801  (used as a decorator and as a context manag
         step: A part of the feature; None = the outer one's.
         metadata: Anything else to keep with the events; merged over the outer one's.
 
+    Raises:
+        ConfigurationError: It decorates a function by itself, without a name.
+
     Example:
         >>> from fluxgate_mw import current
         >>> @feature("summarizer", team="search")
@@ -124,6 +128,8 @@ class feature(Frame):  # noqa: N801  (used as a decorator and as a context manag
     __slots__ = ()
 
     def __init__(self, name: str, *, step: str | None = None, **metadata: Any) -> None:
+        if callable(name):
+            raise ConfigurationError('@feature was put on a function without a name: write @feature("name")')
         fields: dict[str, Any] = {"feature": name, "feature_source": "context"}
         if step is not None:
             fields["step"] = step

@@ -167,3 +167,12 @@ def test_a_dead_redis_does_not_stop_serve(start):
     address = next(line.split()[1] for line in lines if line.startswith("Dashboard  "))
     with urllib.request.urlopen(f"{address}/requests") as page:
         assert page.status == 200
+
+
+@pytest.mark.parametrize("seconds", ["-3", "0", "nan", "inf", "soon"])
+def test_a_demo_of_no_length_is_refused(seconds):
+    """In the words of the command line, before anything is started."""
+    done = run("demo", f"--seconds={seconds}")
+    assert done.returncode == 2
+    assert "argument --seconds: " in done.stderr
+    assert "Traceback" not in done.stderr

@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from fluxgate_mw import ambient, context, current, diagnostics, feature
+from fluxgate_mw.errors import ConfigurationError
 
 
 def name() -> str | None:
@@ -475,3 +476,11 @@ def test_leaving_in_the_wrong_order_or_on_abandonment_is_no_lost_frame() -> None
     contextvars.copy_context().run(next, running)
     running.close()  # type: ignore[attr-defined]
     assert diagnostics.counts() == {}
+
+
+def test_a_decorator_without_a_name_says_how_to_write_it():
+    """The classic slip fails where the function is defined."""
+    with pytest.raises(ConfigurationError, match=r"write @feature\(\"name\"\)"):
+
+        @feature
+        def summarize() -> None: ...
