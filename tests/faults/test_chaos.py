@@ -20,13 +20,13 @@ def test_whatever_goes_wrong_every_event_is_accounted_for(tmp_path, seed):
     """Kills, freezes, starvation, an emptied server and a locked store at once: the law holds to the last event."""
     report = Chaos(tmp_path, seed=seed).run(SECONDS)
     assert report.wrong == [], report
-    assert report.kills >= SECONDS / 5, report
+    assert report.kills >= SECONDS / 3, report
     assert report.emitted >= min(SECONDS * LEAST_EVENTS_A_SECOND, 100_000), report
     assert report.stored > report.emitted * 0.7, report
 
 
 def test_durable_events_outlive_every_kill(tmp_path):
     """With `durable` no killed worker loses an event whose `emit` returned, whatever else goes wrong."""
-    report = Chaos(tmp_path, seed=7, durable=True, rate=200, pace_s=0.4).run(15)
+    report = Chaos(tmp_path, seed=7, durable=True, rate=200, pace_s=0.4).run(25)
     assert report.wrong == [], report
-    assert report.faults["kill worker"] >= 2, report
+    assert report.faults["kill worker"] >= 5, report
