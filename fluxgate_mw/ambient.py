@@ -11,7 +11,6 @@ in another context than the one that it began in.
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from decimal import Decimal
@@ -33,6 +32,7 @@ __all__ = [
     "Decoration",
     "RequestContext",
     "RequestSources",
+    "Unsettled",
     "current",
     "end_request",
     "enter",
@@ -86,13 +86,37 @@ class RequestSources(Protocol):
         """Return method and route template (`GET /items/{id}`), or None while nothing has matched."""
         ...
 
+    def method(self, carrier: Carrier, /) -> str | None:
+        """Return the request's method; None for what is no request."""
+        ...
+
     def request_id(self, carrier: Carrier, /) -> str | None:
         """Return the id that a trusted proxy gave the request, or None."""
         ...
 
 
-_first_to_name: Final = threading.Lock()
-"""Threads that ask for a request's id at once agree on it."""
+class Unsettled(Protocol):
+    """A call that has ended and whose cost nobody has asked for yet."""
+
+    def settle(self) -> None:
+        """Find out what it cost and count that in its request. Idempotent, and never raises."""
+        ...
+
+
+class _Found(msgspec.Struct, eq=False):
+    """What was found out about a request and counted in it, from its first call on."""
+
+    calls: int = 0
+    priced_nanos: int = 0
+    latency_ms: float = 0.0
+    user: User | None = None
+    user_source: UserSource = "none"
+    route: str | None = None
+    method: str | None = None
+    decoration: Decoration | None = None
+    feature: str | None = None
+    request_id: str | None = None
+    unsettled: dict[int, Unsettled] = msgspec.field(default_factory=dict)
 
 
 class RequestContext(msgspec.Struct, eq=False, weakref=True):
@@ -101,73 +125,107 @@ class RequestContext(msgspec.Struct, eq=False, weakref=True):
     `carrier` is the scope or environ while the request is served and whatever of it still runs needs it; None once
     all that a late call may ask is known.
 
-    Concurrency: any thread; each attribute is written whole, and `add` is whole under the interpreter's lock.
+    Concurrency: any thread. A look and the write that follows it with no call in between are one step under the
+    interpreter's lock; what is said to be counted or named once relies on that.
     """
 
     carrier: Carrier | None
     sources: RequestSources
     frozen: bool = False
-    calls: int = 0
-    cost_nanos: int = 0
-    latency_ms: float = 0.0
-    user_source: UserSource = "none"
-    known_user: User | None = None
-    known_route: str | None = None
-    known_decoration: Decoration | None = None
-    known_feature: str | None = None
-    known_request_id: str | None = None
     links: tuple[str, ...] = ()
     """Keys of the carrier, but for `CARRIER_KEY`, that lead back to it: taken out at the end, so that neither waits
     for the collector."""
+    known: _Found | None = None
+
+    @property
+    def found(self) -> _Found:
+        """What is known of it so far."""
+        if self.known is None:
+            made = _Found()
+            if self.known is None:
+                self.known = made
+        return self.known
+
+    @property
+    def calls(self) -> int:
+        """How many calls have ended."""
+        return 0 if self.known is None else self.known.calls
+
+    @property
+    def cost_nanos(self) -> int:
+        """Nano-USD of the priced calls that have ended."""
+        found = self.known
+        if found is None:
+            return 0
+        for call in tuple(found.unsettled.values()):
+            call.settle()
+        return found.priced_nanos
+
+    @property
+    def latency_ms(self) -> float:
+        """Milliseconds that the ended calls took, one after another."""
+        return 0.0 if self.known is None else self.known.latency_ms
 
     @property
     def request_id(self) -> str:
         """The id that joins the calls of this request: a trusted proxy's, else made."""
-        if self.known_request_id is None:
+        found = self.found
+        if found.request_id is None:
             given = None if self.carrier is None else self.sources.request_id(self.carrier)
             made = given or new_event_id()
-            with _first_to_name:
-                if self.known_request_id is None:
-                    self.known_request_id = made
-        return self.known_request_id
+            if found.request_id is None:
+                found.request_id = made
+        return found.request_id
 
     def identify(self, user: User) -> None:
         """Say who is served, for every call of this request from now on."""
         if self.sources.admits("identify"):
-            self.known_user, self.user_source = user, "identify"
+            found = self.found
+            found.user, found.user_source = user, "identify"
 
     def user(self) -> tuple[User | None, UserSource]:
         """Return who is served and how that is known; asks the sources again until they know."""
-        if self.known_user is None and self.carrier is not None:
+        found = self.found
+        if found.user is None and self.carrier is not None:
             user, source = self.sources.user(self.carrier)
-            if user is not None and self.known_user is None:
-                self.known_user, self.user_source = user, source
-        return self.known_user, self.user_source
+            if user is not None and found.user is None:
+                found.user, found.user_source = user, source
+        return found.user, found.user_source
 
     def route(self) -> str | None:
         """Return method and route template; asks the sources again until they know."""
-        if self.known_route is None and self.carrier is not None:
-            self.known_route = self.sources.route(self.carrier)
-        return self.known_route
+        found = self.found
+        if found.route is None and self.carrier is not None:
+            found.route = self.sources.route(self.carrier)
+        return found.route
+
+    def method(self) -> str | None:
+        """Return the request's method, which is known where nothing has matched, too."""
+        found = self.found
+        if found.method is None and self.carrier is not None:
+            found.method = self.sources.method(self.carrier)
+        return found.method
 
     def decoration(self) -> Decoration | None:
         """Return what `@feature` put on the endpoint that serves the request."""
-        if self.known_decoration is None and self.carrier is not None:
-            self.known_decoration = self.sources.decoration(self.carrier)
-        return self.known_decoration
+        found = self.found
+        if found.decoration is None and self.carrier is not None:
+            found.decoration = self.sources.decoration(self.carrier)
+        return found.decoration
 
     def feature(self) -> str | None:
         """Return what the application's resolver calls the feature; asks again until it knows."""
-        if self.known_feature is None and self.carrier is not None:
-            self.known_feature = self.sources.feature(self.carrier)
-        return self.known_feature
+        found = self.found
+        if found.feature is None and self.carrier is not None:
+            found.feature = self.sources.feature(self.carrier)
+        return found.feature
 
-    def add(self, cost_nanos: int | None, latency_ms: float) -> None:
-        """Count one finished call."""
-        cost_nanos = cost_nanos or 0
-        self.calls += 1
-        self.cost_nanos += cost_nanos
-        self.latency_ms += latency_ms
+    def ended(self, call: Unsettled, latency_ms: float) -> None:
+        """Count a call that has ended; what it cost is counted when it is settled."""
+        found = self.found
+        found.unsettled[id(call)] = call
+        found.calls += 1
+        found.latency_ms += latency_ms
 
     def settle(self) -> None:
         """Find out now what a late call of a detached task may ask, and let go of scope or environ."""
@@ -175,6 +233,7 @@ class RequestContext(msgspec.Struct, eq=False, weakref=True):
         self.feature()
         self.decoration()
         self.route()
+        self.method()
         _ = self.request_id
         self.carrier = None
 
@@ -203,6 +262,21 @@ class Ambient(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         if self.user is not None:
             return self.user, self.user_source
         return (None, "none") if self.request is None else self.request.user()
+
+    def attributed(self) -> Ambient:
+        """Return this frame with all that an event says of its request found out now, and no other frame held on to.
+
+        What is asked belongs to the application, and to the thread that asks.
+        """
+        request = self.request
+        if request is None:
+            return self
+        ambient = self.resolved()
+        user, user_source = ambient.resolve_user()
+        request.route()
+        request.method()
+        _ = request.request_id
+        return msgspec.structs.replace(ambient, user=user, user_source=user_source, owner=None, covered=None)
 
     def resolved(self) -> Ambient:
         """Return this frame with its feature filled in, where the request names one.
@@ -243,6 +317,8 @@ def end_request(request: RequestContext, ambient: Ambient) -> None:
     carrier = request.carrier
     if sys.getrefcount(ambient) > _UNSHARED:
         request.settle()
+    elif request.known is not None:
+        request.carrier = None
     if carrier is not None:
         carrier.pop(CARRIER_KEY, None)
         for link in request.links:
@@ -268,7 +344,9 @@ async def learn_user() -> None:
     Guarantees: never raises but for cancellation; returns at once where nobody needs to be asked.
     """
     request = _ambient.get().request
-    if request is None or not request.sources.awaited or request.known_user is not None or request.carrier is None:
+    if request is None or not request.sources.awaited or request.carrier is None:
+        return
+    if request.known is not None and request.known.user is not None:
         return
     await request.sources.learn(request.carrier)
 

@@ -71,8 +71,11 @@ class TokenUsage(msgspec.Struct, frozen=True, omit_defaults=True):
     output_image_tokens: int | None = None
 
 
-def new_event_id() -> str:
+def new_event_id(at_s: float | None = None) -> str:
     """Return a new UUIDv7 in its text form: 48 bits of Unix milliseconds, then 74 random bits.
+
+    Args:
+        at_s: The Unix seconds that it tells; None = now.
 
     The bits come from a generator of our own, seeded by the operating system, in a forked child again, and not by
     what the application seeds: an id is unique, not a secret.
@@ -82,7 +85,8 @@ def new_event_id() -> str:
     Source: RFC 9562 section 5.7.
     """
     tail = _random.getrandbits(76)
-    text = f"{time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF:012x}{tail:019x}"
+    milliseconds = int((time.time() if at_s is None else at_s) * 1000) & 0xFFFF_FFFF_FFFF
+    text = f"{milliseconds:012x}{tail:019x}"
     variant = "89ab"[tail & 3]
     return f"{text[:8]}-{text[8:12]}-7{text[12:15]}-{variant}{text[15:18]}-{text[18:30]}"
 

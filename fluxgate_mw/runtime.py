@@ -29,7 +29,7 @@ from fluxgate_mw.health import Health
 from fluxgate_mw.recorder import Recorder, guarded, set_default, set_default_factory
 from fluxgate_mw.settings import Settings, mask_url
 from fluxgate_mw.stores import open_store
-from fluxgate_mw.types import ASGIApp, Buffer, Store
+from fluxgate_mw.types import ASGIApp, Buffer, Pending, Store
 
 __all__ = ["FluxGate", "Statistics", "make_buffers", "make_emitter", "make_flusher", "opened_flusher"]
 
@@ -246,8 +246,15 @@ class _Sink:
         self._begun = False
 
     def emit(self, event: UsageEvent, /) -> None:
+        self._fg._emitter.emit(event)  # noqa: SLF001
+        self._beside()
+
+    def defer(self, pending: Pending, /) -> None:
+        self._fg._emitter.defer(pending)  # noqa: SLF001
+        self._beside()
+
+    def _beside(self) -> None:
         fg = self._fg
-        fg._emitter.emit(event)  # noqa: SLF001
         if fg._flusher_wanted:  # noqa: SLF001
             fg._flusher.start()  # noqa: SLF001
         if not self._begun:

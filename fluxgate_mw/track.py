@@ -14,8 +14,9 @@ import msgspec
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import get, learn_user
+from fluxgate_mw.call import Call
 from fluxgate_mw.event import TokenUsage, Tracking
-from fluxgate_mw.recorder import Call, Outcome, choose, guarded, in_hand, safe_message
+from fluxgate_mw.recorder import Outcome, choose, guarded, in_hand, safe_message
 from fluxgate_mw.semconv import Status
 
 __all__ = ["TrackedCall", "track"]

@@ -25,6 +25,7 @@ __all__ = [
     "FeatureResolver",
     "HasRecorder",
     "Message",
+    "Pending",
     "Provider",
     "Receive",
     "Scope",
@@ -99,6 +100,22 @@ class Provider(Protocol):
         ...
 
 
+class Pending(Protocol):
+    """An event that is still to be made, of a call that has ended."""
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much memory it holds on to until then."""
+        ...
+
+    def made(self) -> UsageEvent:
+        """Make and return it, once.
+
+        Concurrency: any thread; asks nothing of the application.
+        """
+        ...
+
+
 class Sink(Protocol):
     """Take events away from the code that made them.
 
@@ -109,6 +126,13 @@ class Sink(Protocol):
 
     def emit(self, event: UsageEvent, /) -> None:
         """Accept the event, or count it as dropped."""
+        ...
+
+    def defer(self, pending: Pending, /) -> None:
+        """Accept an event that is made when it is delivered, in whatever thread, or count it as dropped.
+
+        A sink may leave this out: it is then given the event itself.
+        """
         ...
 
 

@@ -21,7 +21,7 @@ from fluxgate_mw.buffer.lifecycle import register, start_thread
 from fluxgate_mw.buffer.pack import count
 from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.errors import BackendError, BackendUnavailable, BufferFull, ClosedError
-from fluxgate_mw.types import Buffer
+from fluxgate_mw.types import Buffer, Pending
 
 __all__ = ["Delivery", "Flush", "Limits"]
 
@@ -62,18 +62,25 @@ class Delivery:
     loop.
     """
 
-    def __init__(self, limits: Limits, spool: Callable[[], Spool], stream: Callable[[], Buffer] | None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        encode: Callable[[Pending], bytes],
+        spool: Callable[[], Spool],
+        stream: Callable[[], Buffer] | None,
+    ) -> None:
         self.limits = limits
+        self._encode = encode
         self._make_spool, self._make_stream = spool, stream
         self._inherited: list[object] = []
         self._begin()
         register(self)
 
     def _begin(self) -> None:
-        self.queue = EventQueue(self.limits.max_events, self.limits.max_bytes)
+        self.queue = EventQueue(self.limits.max_events, self.limits.max_bytes, self._encode)
         self.emitted = self.spooled_at_once = 0
         self.asleep = True
-        self.leaving = False
+        self.leaving = self.hosted = False
         self.sent = self.spooled = self.returned = 0
         self.dropped: Counter[str] = Counter()
         self.breaker = CircuitBreaker()
@@ -144,10 +151,15 @@ class Delivery:
 
     def spill(self) -> None:
         """Write what is queued to the spool from the calling thread, where the loop cannot run any more."""
-        while self.queue.take() and self._to_spool():
+        while self._batched() and self._to_spool():
             continue
         self.queue.put_back()
         self._seal()
+
+    def _batched(self) -> int:
+        while not self.queue.take():
+            continue
+        return self.queue.taken
 
     def after_fork_in_child(self) -> None:
         """Forget what is the parent's: its queue, its counters, its connections, its locks.
@@ -177,9 +189,11 @@ class Delivery:
     async def run(self) -> None:
         """Deliver in the caller's event loop until stopped or cancelled. A no-op where it already runs elsewhere."""
         if self._running.acquire(blocking=False):
+            self.hosted = True
             try:
                 await self._run()
             finally:
+                self.hosted = False
                 self._ended()
 
     async def _run(self) -> None:
@@ -242,13 +256,18 @@ class Delivery:
 
     async def _drain(self) -> bool:
         left = len(self.queue)
-        while left > 0 and (taken := self.queue.take()):
+        while left > 0 and (taken := await self._taken()):
             self._busy_at = time.monotonic()
             left -= taken
             if not await self._to_stream(taken) and not self._to_spool():
                 self.queue.put_back()
                 return False
         return True
+
+    async def _taken(self) -> int:
+        while not self.queue.take():  # noqa: ASYNC110  (it is this loop that makes them)
+            await asyncio.sleep(0)
+        return self.queue.taken
 
     async def _to_stream(self, events: int) -> bool:
         if self._stream is None or self.breaker.state == "open" or self._too_late():

@@ -11,13 +11,14 @@ import anyio
 import msgspec
 
 from fluxgate_mw.buffer.breaker import BreakerState
-from fluxgate_mw.buffer.cut import encode_within
+from fluxgate_mw.buffer.cut import TRUNCATED, encode_within
 from fluxgate_mw.buffer.delivery import Delivery, Flush, Limits
 from fluxgate_mw.buffer.pack import pack
 from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.errors import FluxGateError
 from fluxgate_mw.event import UsageEvent
-from fluxgate_mw.types import Buffer
+from fluxgate_mw.recorder import guarded
+from fluxgate_mw.types import Buffer, Pending
 
 __all__ = ["Emitter", "EmitterStatistics"]
 
@@ -37,7 +38,7 @@ class EmitterStatistics(msgspec.Struct, frozen=True, kw_only=True):
         returned: Moved from the spool to the stream later, by whatever process they were spooled; not in the sum.
         dropped: Lost, by reason: `queue_full`, `spool_full`.
         queued: Waiting in memory, the ones on their way included.
-        queued_bytes: Their encoded size.
+        queued_bytes: Their encoded size, or of what they are still to be made from.
         oldest_age_s: How long the oldest of them has waited; None when nothing is queued.
         breaker: State of the circuit breaker before the stream.
     """
@@ -88,7 +89,7 @@ class Emitter:
     ) -> None:
         self._limits = Limits(max_events, max_bytes, interval_s, shutdown_timeout_s)
         self._durable = durable
-        self._delivery = Delivery(self._limits, spool, stream)
+        self._delivery = Delivery(self._limits, _encoded, spool, stream)
         weakref.finalize(self, self._delivery.finish).atexit = False
 
     def emit(self, event: UsageEvent, /) -> None:
@@ -97,7 +98,19 @@ class Emitter:
         data = encode_within(event, _MAX_EVENT_BYTES)
         delivery.emitted += 1
         if not ((self._durable or delivery.leaving) and self._spool_now(data)):
-            delivery.queue.offer(data)
+            delivery.queue.offer(data, len(data))
+        if delivery.asleep:
+            delivery.wake()
+            delivery.asleep = False
+
+    def defer(self, pending: Pending, /) -> None:
+        """See `Sink`. It is made in the delivery's own thread; here and now where there is none, or `durable`."""
+        delivery = self._delivery
+        if self._durable or delivery.leaving or delivery.hosted:
+            self.emit(_made(pending))
+            return
+        delivery.emitted += 1
+        delivery.queue.offer(pending, pending.size_bytes)
         if delivery.asleep:
             delivery.wake()
             delivery.asleep = False
@@ -191,6 +204,15 @@ class Emitter:
             oldest_age_s=None if oldest_at is None else time.monotonic() - oldest_at,
             breaker=delivery.breaker.state,
         )
+
+
+def _made(pending: Pending) -> UsageEvent:
+    """Return its event; where ours fails over it, one that says no more than that there was a call."""
+    return guarded("event", pending.made) or UsageEvent(metadata={TRUNCATED: True})
+
+
+def _encoded(pending: Pending) -> bytes:
+    return encode_within(_made(pending), _MAX_EVENT_BYTES)
 
 
 def _wait(condition: Callable[[], bool], timeout_s: float) -> None:

@@ -1,17 +1,27 @@
-"""Encoded events that wait in memory: bounded, appended to from anywhere without a lock, emptied by one loop."""
+"""Events that wait in memory, encoded or still to be made: bounded, offered without a lock, emptied by one loop."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 from fluxgate_mw.buffer.pack import pack
+from fluxgate_mw.types import Pending
 
 __all__ = ["EventQueue"]
 
 _PACK_EVENTS: Final = 250
 _PACK_BYTES: Final = 131_072
+_MADE_AT_ONCE: Final = 10
+"""Events that are made in one go: the interpreter's lock is the application's again in between."""
+
+
+class _Waiting(NamedTuple):
+    queued_at: float
+    size_bytes: int
+    event: bytes | Pending
 
 
 class EventQueue:
@@ -20,17 +30,19 @@ class EventQueue:
     Args:
         max_events: Most events that wait.
         max_bytes: Most bytes that wait, the batch on its way included.
+        encode: Makes and encodes an event that waits unmade; never raises.
 
     Concurrency: `offer` from any thread, signal handler or finalizer: each of its steps is one that CPython's lock
     makes whole, and a race between two can pass the bounds by one event a thread. The rest belongs to one loop;
     anybody may look.
     """
 
-    def __init__(self, max_events: int, max_bytes: int) -> None:
+    def __init__(self, max_events: int, max_bytes: int, encode: Callable[[Pending], bytes]) -> None:
         self._max_events, self._max_bytes = max_events, max_bytes
-        self._waiting: deque[tuple[float, bytes]] = deque()
-        self._batch: list[tuple[float, bytes]] = []
-        self._bytes_in = self._bytes_out = 0
+        self._encode = encode
+        self._waiting: deque[_Waiting] = deque()
+        self._batch: list[_Waiting] = []
+        self._bytes_in = self._bytes_out = self._packed_bytes = 0
         self.refused = 0
 
     def __len__(self) -> int:
@@ -38,7 +50,7 @@ class EventQueue:
 
     @property
     def size_bytes(self) -> int:
-        """Encoded size of what waits."""
+        """Size of what waits: of its encoded form, or of what it is still to be made from."""
         return self._bytes_in - self._bytes_out
 
     @property
@@ -49,38 +61,49 @@ class EventQueue:
         except IndexError:
             return None
 
-    def offer(self, data: bytes) -> None:
+    def offer(self, event: bytes | Pending, size: int) -> None:
         """Queue one event, or count it as refused where the queue is full."""
-        size = len(data)
         if len(self._waiting) >= self._max_events or self._bytes_in - self._bytes_out + size > self._max_bytes:
             self.refused += 1
         else:
             self._bytes_in += size
-            self._waiting.append((time.monotonic(), data))
+            self._waiting.append(_Waiting(time.monotonic(), size, event))
 
-    def take(self) -> int:
-        """Make the oldest events the batch, by number and by bytes as many as one pack may hold; return how many."""
-        batch, size, popleft = self._batch, 0, self._waiting.popleft
-        try:
-            while len(batch) < _PACK_EVENTS and size < _PACK_BYTES:
-                item = popleft()
-                batch.append(item)
-                size += len(item[1])
-        except IndexError:
-            pass
-        return len(batch)
+    def take(self) -> bool:
+        """Move the oldest events to the batch; return whether it is what one pack may hold, or all there is.
+
+        False where only so many events were made: let others run, and go on.
+        """
+        left, batch, popleft = _MADE_AT_ONCE, self._batch, self._waiting.popleft
+        while self._waiting and len(batch) < _PACK_EVENTS and self._packed_bytes < _PACK_BYTES:
+            if not left:
+                return False
+            item = popleft()
+            event = item.event
+            if not isinstance(event, bytes):
+                left -= 1
+                event = self._encode(event)
+                item = item._replace(event=event)
+            batch.append(item)
+            self._packed_bytes += len(event)
+        return True
+
+    @property
+    def taken(self) -> int:
+        """How many events the batch holds."""
+        return len(self._batch)
 
     def packed(self) -> bytes:
         """Return the batch as one payload."""
-        return pack([data for _, data in self._batch])
+        return pack([event for _, _, event in self._batch if isinstance(event, bytes)])
 
     def settle(self) -> int:
         """Forget the batch, whose fate is decided; return how many events it was."""
-        settled, self._batch = self._batch, []
-        self._bytes_out += sum(len(data) for _, data in settled)
+        settled, self._batch, self._packed_bytes = self._batch, [], 0
+        self._bytes_out += sum(item.size_bytes for item in settled)
         return len(settled)
 
     def put_back(self) -> None:
         """Put the batch back in front, in its order."""
         self._waiting.extendleft(reversed(self._batch))
-        self._batch = []
+        self._batch, self._packed_bytes = [], 0

@@ -80,7 +80,7 @@ class Job:
     def __init__(self, sent: object, task: str) -> None:
         carried = guarded("jobs", _unpacked, sent) or _Envelope()
         self._request = RequestContext({}, _JobSources(carried.route))
-        self._request.known_request_id = carried.request_id
+        self._request.found.request_id = carried.request_id
         self._ambient = Ambient(
             request=self._request,
             user=carried.user,
@@ -146,6 +146,9 @@ class _JobSources:
 
     def route(self, _carrier: Carrier) -> str | None:
         return self._route
+
+    def method(self, _carrier: Carrier) -> str | None:
+        return None if self._route is None else self._route.partition(" ")[0]
 
     def request_id(self, _carrier: Carrier) -> str | None:
         return None

@@ -14,7 +14,8 @@ import msgspec
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import Ambient, get
-from fluxgate_mw.event import TokenUsage
+from fluxgate_mw.call import Call
+from fluxgate_mw.event import TokenUsage, UsageEvent
 from fluxgate_mw.openai import unfinished
 from fluxgate_mw.openai.answer import Answer
 from fluxgate_mw.openai.content import asked_content, delivered_content, whole_content
@@ -23,8 +24,8 @@ from fluxgate_mw.openai.hosts import OPERATIONS, asks_for_usage, operation_of, u
 from fluxgate_mw.openai.tracking import register
 from fluxgate_mw.openai.usage import usd_to_nanos
 from fluxgate_mw.openai.watch import Watch, watch
-from fluxgate_mw.recorder import Call, Outcome, Recorder, choose, in_hand, safe_message
-from fluxgate_mw.semconv import Status, UsageSource
+from fluxgate_mw.recorder import Outcome, Recorder, choose, in_hand, safe_message
+from fluxgate_mw.semconv import Status
 
 __all__ = ["OpenAICall", "Origin", "Retrieval", "begin"]
 
@@ -47,36 +48,46 @@ class _Ending(msgspec.Struct, frozen=True):
     retries: int = 0
 
 
-class OpenAICall(Call):
-    """A call of the OpenAI client, with what of its request and response is still needed."""
+class OpenAICall(Call, eq=False):
+    """A call of the OpenAI client, with what of its request and response is still needed.
 
-    __slots__ = ("_http_status", "_output", "_reported_nanos", "_retries", "body", "client", "hide_usage", "response")
+    Args:
+        client: The client that makes it, until it has its answer.
+        body: What is sent.
+        options: What to send it with; the caller's own unless we ask for usage on his behalf.
+        hide_usage: We do.
+        response: The last HTTP response, until it is read or followed.
+        retries: How often the client sent it again.
+        base_url: The client's.
+        azure: It is a client of Azure.
+    """
 
-    def __init__(self, recorder: Recorder, ambient: Ambient, body: Mapping[str, Any], **fields: Any) -> None:
-        super().__init__(recorder, ambient, **fields)
-        self.body = body
-        self._http_status: int | None = None
-        self._output: str | None = None
-        self._reported_nanos: int | None = None
-        self._retries = 0
-        self.client: Any = None
-        self.hide_usage = False
-        self.response: Any = None
-
-    def responded(self, response: Any, retries: int) -> None:
-        """The last HTTP response of the call is here; the client has not read it into its result yet."""
-        self.response, self._retries = response, retries
+    client: Any = None
+    body: Mapping[str, Any] = _NO_BODY
+    options: Any = None
+    hide_usage: bool = False
+    response: Any = None
+    retries: int = 0
+    base_url: Any = None
+    azure: bool = False
+    _http_status: int | None = None
+    _headers: Any = _NO_BODY
+    _asked_tier: Any = None
+    _asked: Any = None
+    _content: bytes | None = None
+    _answer: Answer | None = None
+    _ending: _Ending | None = None
+    _usage: TokenUsage | None = None
 
     def answered(self, result: object) -> bool:
         """The client returned: end the call, or follow the body that is still to be read. Always True."""
         response = self.response or getattr(result, "http_response", result)
         self.response = self.client = None
-        self._heard(response)
-        if self.stream or not hasattr(response, "_content"):
+        content = self._heard(response)
+        if self.stream or content is None:
             self._follow(response)
         else:
-            answer = self._read(response)
-            self._finish(answer, _Ending(answer.outcome_status(), answer.error_type, answer.error_message))
+            self._end_with(content)
         register(result, self)
         return True
 
@@ -84,17 +95,18 @@ class OpenAICall(Call):
         """The client raised: before an answer came, or over one that it could not make a result of."""
         response, self.response, self.client = self.response, None, None
         ending = _failure(error)
-        if self._retries == 0:
-            self._retries = ending.retries
-        if ending.http_status is not None or not hasattr(response, "_content"):
+        if self.retries == 0:
+            self.retries = ending.retries
+        content = None if ending.http_status is not None else self._heard(response)
+        if content is None:
             self._http_status = ending.http_status
             self._finish(Answer(), ending)
             return
-        self._heard(response)
-        answer = self._read(response)
+        answer = _read(content)
         status = answer.outcome_status()
         if ending.status == "ERROR" and status != "SUCCESS":
             ending = msgspec.structs.replace(ending, status=status)
+        self._content = content
         self._finish(answer, ending)
 
     def ended(self, answer: Answer, error: BaseException | None, exhausted: bool) -> None:  # noqa: FBT001
@@ -105,7 +117,7 @@ class OpenAICall(Call):
         if error is not None and not answer.ended:
             ending = _failure(error)
         elif complete or answer.status is not None or answer.finish_reasons:
-            ending = _Ending(answer.outcome_status(), answer.error_type, answer.error_message)
+            ending = _told(answer)
         elif exhausted:
             ending = _Ending("ERROR", "IncompleteStream", "the stream ended before the answer was complete")
         else:
@@ -114,23 +126,75 @@ class OpenAICall(Call):
 
     def completed(self, answer: Answer) -> None:
         """The answer of a background create was retrieved."""
-        self._finish(answer, _Ending(answer.outcome_status(), answer.error_type, answer.error_message))
+        self._finish(answer, _told(answer))
 
     def give_up(self) -> None:
         """The answer of a background create will not be seen here."""
         diagnostics.note("not_covered_background", "a background response was never retrieved; its usage is not known")
         self._finish(Answer(), _Ending("SUCCESS"))
 
-    def _heard(self, response: Any) -> None:
-        self._http_status = getattr(response, "status_code", None)
-        headers = getattr(response, "headers", _NO_BODY)
-        if _COST_HEADER in headers:
-            self._reported_nanos = usd_to_nanos(headers[_COST_HEADER])
+    def outcome(self) -> Outcome:
+        """Read the answer, where that is still to be done, and return how the call ended."""
+        content, answer = self._content, self._answer
+        if answer is None:
+            answer = Answer() if content is None else _read(content)
+        ending = self._ending or _told(answer)
+        self.provider_name()
+        reported = answer.usage
+        usage = reported or self._usage
+        tier = answer.service_tier or self._asked_tier
+        nanos = answer.cost_nanos
+        if nanos is None and _COST_HEADER in self._headers:
+            nanos = usd_to_nanos(self._headers[_COST_HEADER])
+        return Outcome(
+            status=ending.status,
+            http_status=self._http_status,
+            error_type=ending.error_type,
+            error_message=ending.error_message,
+            response_model=answer.model,
+            response_id=answer.response_id,
+            finish_reasons=answer.finish_reasons,
+            service_tier=tier if isinstance(tier, str) else None,
+            retries=self.retries,
+            usage=usage,
+            usage_source="provider" if reported else "estimated" if usage else "none",
+            unpriced_reason=self._unpriced_reason(reported),
+            reported_nanos=nanos,
+            asked=self._asked,
+            answered=self._answered_content(content, answer),
+        )
 
-    def _read(self, response: Any) -> Answer:
-        if self.recorder.settings.capture_content:
-            self._output = whole_content(response.content)
-        return _read(response)
+    def provider_name(self) -> str:
+        """Return the provider by host; an Azure client that talks to a host that is not known talks to Azure."""
+        if self.provider is None:
+            host = self.base_url.host
+            provider = self.recorder.provider_of(host, self.base_url.port)
+            self.provider = "azure" if self.azure and provider.partition(":")[0] == host else provider
+        return self.provider
+
+    def made(self) -> UsageEvent:
+        """Return the call's event and forget what it was made from."""
+        event = super().made()
+        self._content = self._answer = self._asked = None
+        self._headers = _NO_BODY
+        return event
+
+    def _heard(self, response: Any) -> bytes | None:
+        """Take of a response what is still needed once it is gone; return its body, where that has been read."""
+        self._http_status = getattr(response, "status_code", None)
+        self._headers = getattr(response, "headers", _NO_BODY)
+        content: bytes | None = getattr(response, "_content", None)
+        return content
+
+    def _end_with(self, content: bytes) -> None:
+        self._content = content
+        if self.body.get("background") is True:
+            answer = _read(content)
+            self._finish(answer, _told(answer))
+        else:
+            self.size_bytes += len(content)
+            self._let_go()
+            self.end()
 
     def _follow(self, response: Any) -> None:
         content_type = response.headers.get("content-type", "") if hasattr(response, "iter_bytes") else "audio/"
@@ -148,51 +212,42 @@ class OpenAICall(Call):
             return False
         if answer.state not in _PENDING:
             return False
-        ambient = self.ambient.resolved()
-        user, source = ambient.resolve_user()
-        self.ambient = msgspec.structs.replace(ambient, user=user, user_source=source)
+        self.ambient = self.ambient.attributed()
         unfinished.hold(answer.response_id, self)
         return True
-
-    def _usage(self, answer: Answer, *, estimate: bool) -> tuple[TokenUsage | None, UsageSource]:
-        """Return what the provider reported, else, where it broke off, about what was asked and delivered."""
-        if answer.usage is not None:
-            return answer.usage, "provider"
-        if not estimate:
-            return None, "none"
-        prompt_bytes = sum(text_bytes(self.body.get(name)) for name in _PROMPTS)
-        return TokenUsage(estimate_tokens(prompt_bytes), estimate_tokens(answer.delivered_bytes)), "estimated"
 
     def _unpriced_reason(self, reported: TokenUsage | None) -> str | None:
         partial = reported is not None and None in (reported.input_tokens, reported.output_tokens)
         return "the usage is incomplete" if partial and self.operation in _COUNTS_BOTH else None
 
+    def _answered_content(self, content: bytes | None, answer: Answer) -> Any:
+        if not self.recorder.settings.capture_content:
+            return None
+        if answer.texts is not None:
+            return delivered_content(answer.texts)
+        return None if content is None else whole_content(content)
+
     def _finish(self, answer: Answer, ending: _Ending, *, estimate: bool = False) -> None:
         if answer.state in _PENDING and ending.error_type is None and self._waits(answer):
             return
-        usage, source = self._usage(answer, estimate=estimate)
-        tier = answer.service_tier or self.body.get("service_tier")
-        asked = asked_content(self.body) if self.recorder.settings.capture_content else None
-        self.body = _NO_BODY
-        self.end(
-            Outcome(
-                status=ending.status,
-                http_status=self._http_status,
-                error_type=ending.error_type,
-                error_message=ending.error_message,
-                response_model=answer.model,
-                response_id=answer.response_id,
-                finish_reasons=answer.finish_reasons,
-                service_tier=tier if isinstance(tier, str) else None,
-                retries=self._retries,
-                usage=usage,
-                usage_source=source,
-                unpriced_reason=self._unpriced_reason(answer.usage),
-                reported_nanos=self._reported_nanos if answer.cost_nanos is None else answer.cost_nanos,
-                asked=asked,
-                answered=self._output if answer.texts is None else delivered_content(answer.texts),
-            )
-        )
+        self._answer, self._ending = answer, ending
+        if estimate and answer.usage is None:
+            prompt_bytes = sum(text_bytes(self.body.get(name)) for name in _PROMPTS)
+            self._usage = TokenUsage(estimate_tokens(prompt_bytes), estimate_tokens(answer.delivered_bytes))
+        self._let_go()
+        self.end()
+
+    def _let_go(self) -> None:
+        """Take of what was sent what is still needed; the rest is the caller's, who may change it now."""
+        body, self.body, self.options = self.body, _NO_BODY, None
+        self._asked_tier = body.get("service_tier")
+        if self.recorder.settings.capture_content:
+            self._asked = asked_content(body)
+
+
+def _told(answer: Answer) -> _Ending:
+    """Return how a call ended, as the answer tells it."""
+    return _Ending(answer.outcome_status(), answer.error_type, answer.error_message)
 
 
 class Retrieval:
@@ -200,24 +255,22 @@ class Retrieval:
 
     Args:
         client: The client that sends it.
+        options: What it sends it with.
     """
 
-    __slots__ = ("client", "response", "tracking")
+    __slots__ = ("client", "options", "response", "retries")
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, options: Any) -> None:
         self.client: Any = client
+        self.options = options
         self.response: Any = None
-        self.tracking: None = None
-
-    def responded(self, response: Any, retries: int) -> None:  # noqa: ARG002  (as of `OpenAICall`)
-        """See `OpenAICall`."""
-        self.response = response
+        self.retries = 0
 
     def answered(self, result: object) -> bool:  # noqa: ARG002  (as of `OpenAICall`)
         """Take the answer where it is there, else follow it. Always True."""
         response, self.response, self.client = self.response, None, None
         if hasattr(response, "_content"):
-            self.ended(_read(response), None, True)
+            self.ended(_read(response.content), None, True)
         elif response is not None:
             sse = "event-stream" in response.headers.get("content-type", "")
             watch(response, Watch(self.ended, _nothing, sse=sse, hide_usage=False))
@@ -250,8 +303,8 @@ class Origin(msgspec.Struct, frozen=True):
     fallback: Recorder | None = None
 
 
-def begin(client: Any, options: Any, stream: bool, origin: Origin) -> tuple[OpenAICall | Retrieval, Any] | None:  # noqa: FBT001
-    """Return the call that a `request` starts and the options to send it with; None where it is no call of ours.
+def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall | Retrieval | None:  # noqa: FBT001
+    """Return the call that a `request` starts; None where it is no call of ours.
 
     Args:
         client: An `OpenAI` client of any kind.
@@ -262,63 +315,58 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> tuple[Open
     running = in_hand.get()
     if running is not None and isinstance(running, OpenAICall | Retrieval) and running.client is client:
         return None
-    path = options.url.partition("?")[0]
-    if options.method.lower() != "post":
-        return (Retrieval(client), options) if path.startswith("/responses/") and unfinished.any_open() else None
+    path = options.url
     operation = OPERATIONS.get(path)
-    if operation is None:
-        operation, path = operation_of(path) or (None, path)
+    if operation is None or options.method != "post":
+        path, operation = _seen(path, options)
         if operation is None:
-            return _not_a_call(client, path, options)
+            waits = path.startswith("/responses/") and unfinished.any_open()
+            return Retrieval(client, options) if waits else None
     ambient = origin.ambient or get()
     chosen = choose(origin.recorder, ambient, origin.fallback)
     if chosen is None:
         return None
-    return _begin(
-        client,
-        options,
-        stream,
-        OpenAICall(
-            chosen, ambient, _body_of(options), provider=_provider(client, chosen), operation=operation, api_path=path
-        ),
-    )
-
-
-def _begin(client: Any, options: Any, stream: bool, call: OpenAICall) -> tuple[OpenAICall, Any]:  # noqa: FBT001
-    body = call.body
+    body = _body_of(options)
     model, user = body.get("model"), body.get("user")
-    call.client = client
-    call.stream = stream
-    call.model = model if isinstance(model, str) else None
-    call.user_parameter = user if isinstance(user, str) else None
-    if call.operation == "batch":
+    call = OpenAICall(
+        chosen,
+        ambient,
+        operation=operation,
+        api_path=path,
+        model=model if isinstance(model, str) else None,
+        stream=stream,
+        user_parameter=user if isinstance(user, str) else None,
+        client=client,
+        body=body,
+        options=options,
+        base_url=client.base_url,
+        azure="_azure_endpoint" in client.__dict__,
+    )
+    if operation == "batch":
         diagnostics.note("not_covered_batch_results", "a batch was created; what its requests use is not recorded")
-    if stream and asks_for_usage(call.provider or "", call.api_path or "", getattr(client, "_api_version", None)):
-        options = _asking_for_usage(call, options, body)
-    return call, options
+    if stream and asks_for_usage(call.provider_name(), path, getattr(client, "_api_version", None)):
+        call.options = _asking_for_usage(call, options, body)
+    return call
 
 
-def _not_a_call(client: Any, path: str, options: Any) -> tuple[Retrieval, Any] | None:
+def _seen(url: str, options: Any) -> tuple[str, str | None]:
+    """Return the path below the base address and the operation that a request is; count what is billed and is none."""
+    path = url.partition("?")[0]
+    if options.method.lower() != "post":
+        return path, None
+    known = operation_of(path)
+    if known is not None:
+        return known[1], known[0]
     kind = uncovered_kind(path)
     if kind is not None:
         diagnostics.note(kind, f"{kind.removeprefix('not_covered_')}: seen, but what it uses is not recorded")
-    if path.startswith("/responses/") and unfinished.any_open():
-        return Retrieval(client), options
-    return None
+    return path, None
 
 
 def _body_of(options: Any) -> Mapping[str, Any]:
     body = options.json_data if isinstance(options.json_data, Mapping) else _NO_BODY
     extra = getattr(options, "extra_json", None)
     return {**body, **extra} if extra and isinstance(extra, Mapping) else body
-
-
-def _provider(client: Any, recorder: Recorder) -> str:
-    """Return the provider by host; an Azure client that talks to a host that is not known talks to Azure."""
-    base_url = client.base_url
-    host = base_url.host
-    provider = recorder.provider_of(host, base_url.port)
-    return "azure" if provider.partition(":")[0] == host and hasattr(client, "_azure_endpoint") else provider
 
 
 def _asking_for_usage(call: OpenAICall, options: Any, body: Mapping[str, Any]) -> Any:
@@ -334,9 +382,8 @@ def _asking_for_usage(call: OpenAICall, options: Any, body: Mapping[str, Any]) -
     return copied
 
 
-def _read(response: Any) -> Answer:
+def _read(body: bytes) -> Answer:
     answer = Answer()
-    body = response.content
     start = body[:64].lstrip()
     if start[:1] == b"{":
         answer.read_whole(body)

@@ -24,7 +24,7 @@ from fluxgate_mw.openai import unfinished
 from fluxgate_mw.openai.calls import OpenAICall, Origin, Retrieval, begin
 from fluxgate_mw.openai.tracking import FLUXGATE
 from fluxgate_mw.openai.uncovered import replacements
-from fluxgate_mw.recorder import Outcome, Recorder, guarded, in_hand
+from fluxgate_mw.recorder import Recorder, guarded, in_hand
 from fluxgate_mw.types import HasRecorder
 
 __all__ = ["VIEW", "arequested", "instrument_openai", "note_response", "requested", "uninstrument_openai"]
@@ -32,19 +32,21 @@ __all__ = ["VIEW", "arequested", "instrument_openai", "note_response", "requeste
 VIEW: Final = "__fluxgate_view__"
 """The attribute of client classes that track by themselves: the explicit tracker's views."""
 
+_Rest = tuple[tuple[Any, ...], dict[str, Any]]
+_OURS: Final = (OpenAICall, Retrieval)
 _ANSWERS: Final = (BaseModel, Stream, AsyncStream, LegacyAPIResponse, BaseAPIResponse)
 
 
-def requested(send: Callable[[Any], Any], client: Any, options: Any, stream: bool, origin: Origin) -> Any:  # noqa: FBT001
-    """Return what `send(options)` returns, or raise what it raises, and record that as a call."""
-    began = guarded("openai", begin, client, options, stream, origin)
-    if began is None:
-        return send(options)
-    call, options = began
+def requested(send: Callable[..., Any], client: Any, cast_to: Any, options: Any, rest: _Rest, origin: Origin) -> Any:
+    """Return what `send(client, cast_to, options, ...)` returns, or raise what it raises, and record that as a call."""
+    arguments, keywords = rest
+    call = guarded("openai", begin, client, options, bool(keywords.get("stream")), origin)
+    if call is None:
+        return send(client, cast_to, options, *arguments, **keywords)
     outer = in_hand.get()
     in_hand.set(call)
     try:
-        result = send(options)
+        result = send(client, cast_to, call.options, *arguments, **keywords)
     except BaseException as error:
         guarded("openai", call.failed, error)
         raise
@@ -55,22 +57,18 @@ def requested(send: Callable[[Any], Any], client: Any, options: Any, stream: boo
 
 
 async def arequested(
-    send: Callable[[Any], Awaitable[Any]],
-    client: Any,
-    options: Any,
-    stream: bool,  # noqa: FBT001
-    origin: Origin,
+    send: Callable[..., Awaitable[Any]], client: Any, cast_to: Any, options: Any, rest: _Rest, origin: Origin
 ) -> Any:
-    """Return what `await send(options)` returns, or raise what it raises, and record that as a call."""
+    """Return what `await send(client, cast_to, options, ...)` returns, or raise what it raises, and record it."""
+    arguments, keywords = rest
     await learn_user()
-    began = guarded("openai", begin, client, options, stream, origin)
-    if began is None:
-        return await send(options)
-    call, options = began
+    call = guarded("openai", begin, client, options, bool(keywords.get("stream")), origin)
+    if call is None:
+        return await send(client, cast_to, options, *arguments, **keywords)
     outer = in_hand.get()
     in_hand.set(call)
     try:
-        result = await send(options)
+        result = await send(client, cast_to, call.options, *arguments, **keywords)
     except BaseException as error:
         guarded("openai", call.failed, error)
         raise
@@ -82,7 +80,7 @@ async def arequested(
 
 def _answered(call: OpenAICall | Retrieval, result: object) -> None:
     if guarded("openai", call.answered, result) is None and isinstance(call, OpenAICall):
-        guarded("openai", call.end, Outcome())
+        guarded("openai", call.end)
 
 
 class _Patch:
@@ -175,11 +173,7 @@ class _Patch:
             if origin is None:
                 self.settle()
                 return original(client, cast_to, options, *args, **kwargs)
-
-            def send(final: Any) -> Any:
-                return original(client, cast_to, final, *args, **kwargs)
-
-            return requested(send, client, options, bool(kwargs.get("stream")), origin)
+            return requested(original, client, cast_to, options, (args, kwargs), origin)
 
         return request
 
@@ -190,11 +184,7 @@ class _Patch:
             if origin is None:
                 self.settle()
                 return await original(client, cast_to, options, *args, **kwargs)
-
-            def send(final: Any) -> Awaitable[Any]:
-                return original(client, cast_to, final, *args, **kwargs)
-
-            return await arequested(send, client, options, bool(kwargs.get("stream")), origin)
+            return await arequested(original, client, cast_to, options, (args, kwargs), origin)
 
         return request
 
@@ -224,8 +214,8 @@ def _process_response(original: Callable[..., Any]) -> Callable[..., Any]:
 def note_response(arguments: Mapping[str, Any]) -> None:
     """Tell the running call of the response that the client's `_process_response` was given. Never raises."""
     call = in_hand.get()
-    if isinstance(call, OpenAICall | Retrieval) and "response" in arguments:
-        guarded("openai", call.responded, arguments["response"], arguments.get("retries_taken", 0))
+    if isinstance(call, _OURS) and "response" in arguments:
+        call.response, call.retries = arguments["response"], arguments.get("retries_taken", 0)
 
 
 def _owners_of_request(client: type) -> Iterator[type]:

@@ -91,23 +91,19 @@ class _View:
 class _SyncView(_View):
     def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
         """Send one request as a call of this view."""
-        send_on = super().request  # type: ignore[misc]
+        return requested(_SyncView._send, self, cast_to, options, (args, kwargs), self._fluxgate_origin())
 
-        def send(final: Any) -> Any:
-            return send_on(cast_to, final, *args, **kwargs)
-
-        return requested(send, self, options, bool(kwargs.get("stream")), self._fluxgate_origin())
+    def _send(self, *args: Any, **kwargs: Any) -> Any:
+        return super().request(*args, **kwargs)  # type: ignore[misc]
 
 
 class _AsyncView(_View):
     async def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
         """Send one request as a call of this view."""
-        send_on = super().request  # type: ignore[misc]
+        return await arequested(_AsyncView._send, self, cast_to, options, (args, kwargs), self._fluxgate_origin())
 
-        async def send(final: Any) -> Any:
-            return await send_on(cast_to, final, *args, **kwargs)
-
-        return await arequested(send, self, options, bool(kwargs.get("stream")), self._fluxgate_origin())
+    async def _send(self, *args: Any, **kwargs: Any) -> Any:
+        return await super().request(*args, **kwargs)  # type: ignore[misc]
 
 
 class TrackedOpenAI(_SyncView, OpenAI):

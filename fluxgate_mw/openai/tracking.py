@@ -9,12 +9,25 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from fluxgate_mw.call import Call
 from fluxgate_mw.event import Tracking
-from fluxgate_mw.recorder import Call
 
 __all__ = ["FLUXGATE", "register", "tracking"]
 
-_calls: dict[int, tuple[weakref.ref[Any], Call | Tracking]] = {}
+
+class _Known(weakref.ref[Any]):
+    """A reference to an answer, which its entry goes with."""
+
+    __slots__ = ("call", "key")
+    call: Call
+    key: int
+
+
+_calls: dict[int, _Known] = {}
+
+
+def _freed(known: Any) -> None:
+    _calls.pop(known.key, None)
 
 
 def register(answer: object, call: Call) -> None:
@@ -22,16 +35,12 @@ def register(answer: object, call: Call) -> None:
 
     An answer that cannot be referred to weakly (a plain `str`, a `dict`) is not remembered.
     """
-    key = id(answer)
-
-    def freed(_: object) -> None:
-        _calls.pop(key, None)
-
     try:
-        reference = weakref.ref(answer, freed)
+        known = _Known(answer, _freed)
     except TypeError:
         return
-    _calls[key] = (reference, call.tracking or call)
+    known.call, known.key = call, id(answer)
+    _calls[known.key] = known
 
 
 def tracking(answer: object) -> Tracking | None:
@@ -47,11 +56,10 @@ def tracking(answer: object) -> Tracking | None:
     Concurrency: any thread.
     """
     known = _calls.get(id(answer))
-    if known is None or known[0]() is not answer:
+    if known is None or known() is not answer:
         inner = getattr(answer, "_raw_stream", None)
         return None if inner is None else tracking(inner)
-    found = known[1]
-    return found.tracking if isinstance(found, Call) else found
+    return known.call.tracking
 
 
 class _Attribute:

@@ -214,13 +214,13 @@ def test_a_bug_of_ours_never_reaches_the_caller(events, monkeypatch, caplog):
 
     monkeypatch.setattr(calls, "_read", broken)
     assert sync_client(lambda r: answer(CHAT)).chat.completions.create(**CREATE).id == "chatcmpl-1"
-    monkeypatch.setattr(calls, "_provider", broken)
+    monkeypatch.setattr(calls, "_body_of", broken)
     assert sync_client(lambda r: answer(CHAT)).chat.completions.create(**CREATE).id == "chatcmpl-1"
     monkeypatch.undo()
     monkeypatch.setattr(watch.Watch, "_read", broken)
     stream = sync_client(lambda r: streamed(chat_events("Hi"))).chat.completions.create(**CREATE, stream=True)
     assert [c.choices[0].delta.content for c in stream] == ["", "Hi", None]
-    assert diagnostics.counts().keys() == {"bug_openai", "bug_openai_stream", "not_covered_host"}
+    assert diagnostics.counts().keys() == {"bug_outcome", "bug_openai", "bug_openai_stream", "not_covered_host"}
     assert "Say this is a test" not in caplog.text
     assert len(events) == 2
     diagnostics.reset()

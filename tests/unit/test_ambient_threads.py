@@ -79,22 +79,6 @@ def test_current_outside_a_request_is_what_encloses_the_caller() -> None:
         assert (now.user and now.user.id, now.feature, now.session_id, now.calls) == ("ada", "f", "s", 0)
 
 
-def test_calls_counted_from_many_threads_at_once_are_all_there() -> None:
-    """Figures of a request are right from any thread of it."""
-    request = RequestContext({}, None)  # type: ignore[arg-type]
-
-    def add() -> None:
-        for _ in range(5000):
-            request.add(3, 0.5)
-
-    threads = [threading.Thread(target=add) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (request.calls, request.cost_nanos, request.latency_ms) == (40_000, 120_000, 20_000.0)
-
-
 def test_a_frame_is_compared_by_identity() -> None:
     """Frameworks compare the values of contexts that they copy."""
     request = RequestContext({}, None)  # type: ignore[arg-type]

@@ -1,0 +1,257 @@
+"""One call from its beginning to its event: who, for what, how it ended, what it cost.
+
+In the thread that makes the call stands what only it can say: when, who and for what. What can be found out at any
+time, what the answer says and what that cost, is found out when somebody asks for it or the event is delivered.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Final, cast, get_args
+
+import msgspec
+
+from fluxgate_mw import diagnostics, pricing
+from fluxgate_mw.ambient import NOTHING, Ambient
+from fluxgate_mw.errors import ConfigurationError
+from fluxgate_mw.event import TokenUsage, Tracking, UsageEvent, User, new_event_id, usd
+from fluxgate_mw.recorder import Outcome, Recorder, guarded
+from fluxgate_mw.semconv import Status
+
+__all__ = ["Call"]
+
+_STATUSES: Final = get_args(Status)
+_NOT_PRICED: Final = pricing.Price(None, None, "pricing failed")
+_NO_USAGE: Final = TokenUsage()
+_NO_MODEL: Final = pricing.Price(None, None, "no model")
+_NOT_FOUND: Final = Outcome()
+_UNCHANGING: Final = frozenset({str, int, float, bool, type(None)})
+
+
+class Call(msgspec.Struct, eq=False, weakref=True):
+    """One logical call in flight. Whoever makes it ends it, once: later ends change nothing.
+
+    Args:
+        recorder: Where its event goes.
+        ambient: The frame that it is made under; once it has ended, what its event says of it.
+        provider: Provider's name, or the host's own name.
+        operation: As `UsageEvent.operation_name`.
+        api_path: Path below the client's base address; None for a call that is tracked by hand.
+        model: The model that is asked for.
+        stream: Whether a stream was asked for.
+        user_parameter: The call's own `user=`.
+        occurred_at_s: When it began, in Unix seconds.
+        began_at: The same by the monotonic clock, as are `first_chunk_at` and `ended_at`; None = not yet.
+        size_bytes: See `types.Pending`.
+
+    Concurrency: made in one thread, may be ended in another, and settled in several at once. A look and the write
+    that follows it with no call in between are one step under the interpreter's lock.
+    """
+
+    recorder: Recorder
+    ambient: Ambient
+    provider: str | None = None
+    operation: str = "other"
+    api_path: str | None = None
+    model: str | None = None
+    stream: bool = False
+    user_parameter: str | None = None
+    occurred_at_s: float = msgspec.field(default_factory=time.time)
+    began_at: float = msgspec.field(default_factory=time.perf_counter)
+    first_chunk_at: float | None = None
+    ended_at: float | None = None
+    size_bytes: int = 1024
+    known: Tracking | None = None
+    _outcome: Outcome | None = None
+    _event: UsageEvent | None = None
+
+    @property
+    def tracking(self) -> Tracking | None:
+        """What the caller may know; None until the call has ended."""
+        self.settle()
+        return self.known
+
+    def first_chunk(self) -> None:
+        """Note that the first chunk of the answer has come."""
+        if self.first_chunk_at is None:
+            self.first_chunk_at = time.perf_counter()
+
+    def outcome(self) -> Outcome:
+        """Return how the call ended, where `end` was not told. Asks nothing of the application."""
+        return _NOT_FOUND
+
+    def end(self, outcome: Outcome | None = None) -> None:
+        """Count the call in its request and hand on its event.
+
+        Args:
+            outcome: How it ended; None leaves that to `outcome()`, which is asked later.
+
+        Guarantees: exactly one event per call, however often it is ended.
+        """
+        now = time.perf_counter()
+        if self.ended_at is not None:
+            return
+        self.ended_at = now
+        self._outcome = outcome
+        ambient = self.ambient
+        request = ambient.request
+        if request is not None:
+            ambient = self.ambient = ambient.attributed()
+            request.ended(self, (now - self.began_at) * 1000)
+        changing = ambient.metadata and not _UNCHANGING.issuperset(map(type, ambient.metadata.values()))
+        self.recorder.take(self, now=bool(changing))
+
+    def made(self) -> UsageEvent:
+        """Return the call's event and forget what it was made from. See `types.Pending`."""
+        self.settle()
+        event, self._event = self._event, None
+        self.ambient, self._outcome = NOTHING, None
+        return cast("UsageEvent", event)
+
+    def settle(self) -> None:
+        """Find out how the call ended and what it cost, and count that in its request. Idempotent."""
+        ambient = self.ambient
+        if self.known is not None or self.ended_at is None:
+            return
+        outcome = self._outcome or guarded("outcome", self.outcome) or _NOT_FOUND
+        event = self._made_from(outcome, ambient)
+        tracking = Tracking(
+            status=event.status,
+            cost=usd(event.cost_nanos),
+            cost_nanos=event.cost_nanos,
+            tracking_id=event.event_id,
+            created_at=event.occurred_at,
+            error_message=event.error_message,
+        )
+        request = ambient.request
+        if request is None or request.known is None:
+            if self.known is None:
+                self.known, self._event = tracking, event
+            return
+        found, nanos = request.known, event.cost_nanos or 0
+        if self.known is None:
+            self.known, self._event = tracking, event
+            found.priced_nanos += nanos
+        found.unsettled.pop(id(self), None)
+
+    def _made_from(self, outcome: Outcome, ambient: Ambient) -> UsageEvent:
+        occurred_at = datetime.fromtimestamp(self.occurred_at_s, UTC)
+        price = guarded("pricing", self._price, outcome, ambient, occurred_at) or _NOT_PRICED
+        began_at, first_chunk_at, request = self.began_at, self.first_chunk_at, ambient.request
+        found = None if request is None else request.known
+        user, user_source = ambient.user, ambient.user_source
+        if user is None and self.user_parameter and (request is None or request.sources.admits("parameter")):
+            user, user_source = User(self.user_parameter), "parameter"
+        recorder, usage = self.recorder, outcome.usage or _NO_USAGE
+        return UsageEvent(
+            event_id=new_event_id(self.occurred_at_s),
+            occurred_at=occurred_at,
+            provider_name=_text(self.provider),
+            operation_name=self.operation,
+            request_model=_text(self.model),
+            response_model=_text(outcome.response_model),
+            response_id=outcome.response_id,
+            finish_reasons=outcome.finish_reasons,
+            api_path=self.api_path,
+            feature=_text(ambient.feature),
+            feature_source=ambient.feature_source,
+            step=_text(ambient.step),
+            user=user,
+            user_source=user_source,
+            session_id=_text(ambient.session_id),
+            conversation_id=_text(ambient.conversation_id),
+            metadata=dict(ambient.metadata),
+            route=None if found is None else found.route,
+            http_method=None if found is None else found.method,
+            request_id=None if found is None else found.request_id,
+            service=recorder.settings.service,
+            environment=recorder.settings.environment,
+            status=_status(outcome.status),
+            http_status=outcome.http_status,
+            error_type=outcome.error_type,
+            error_message=outcome.error_message,
+            latency_ms=((self.ended_at or began_at) - began_at) * 1000,
+            time_to_first_chunk_ms=None if first_chunk_at is None else (first_chunk_at - began_at) * 1000,
+            stream=self.stream,
+            retries=outcome.retries,
+            usage_source=outcome.usage_source,
+            service_tier=outcome.service_tier,
+            cost_nanos=price.cost_nanos,
+            price_version=price.price_version,
+            unpriced_reason=price.reason,
+            input_content=recorder.kept(outcome.asked),
+            output_content=recorder.kept(outcome.answered),
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cache_read_input_tokens=usage.cache_read_input_tokens,
+            cache_creation_input_tokens=usage.cache_creation_input_tokens,
+            reasoning_output_tokens=usage.reasoning_output_tokens,
+            input_audio_tokens=usage.input_audio_tokens,
+            output_audio_tokens=usage.output_audio_tokens,
+            cache_read_input_audio_tokens=usage.cache_read_input_audio_tokens,
+            input_image_tokens=usage.input_image_tokens,
+            output_image_tokens=usage.output_image_tokens,
+        )
+
+    def _price(self, outcome: Outcome, ambient: Ambient, at: datetime) -> pricing.Price:
+        """Return the cost: by the caller's rates, else the user's price list, else as reported, else as published."""
+        usage, rates = outcome.usage, ambient.cost_override
+        if rates is not None and usage is not None:
+            try:
+                return self._priced(outcome, usage, at, pricing.CostOverride.from_mapping(rates), "cost_override")
+            except ConfigurationError as error:
+                diagnostics.note("cost_override", f"a cost_override is not valid ({error}); the cost is unknown")
+                return pricing.Price(None, None, "invalid cost_override")
+        own = self.recorder.price_file
+        if own is not None and usage is not None:
+            for model in filter(None, (outcome.response_model, self.model)):
+                if (listed := own.rates(self.provider, model, at)) is not None:
+                    return self._priced(outcome, usage, at, listed, "price_file")
+        if outcome.reported_nanos is not None:
+            return pricing.Price(outcome.reported_nanos, "provider")
+        if usage is None:
+            return pricing.Price(None, None, "no usage")
+        return self._priced(outcome, usage, at)
+
+    def _priced(
+        self,
+        outcome: Outcome,
+        usage: TokenUsage,
+        at: datetime,
+        rates: pricing.CostOverride | None = None,
+        name: str = "",
+    ) -> pricing.Price:
+        if outcome.unpriced_reason is not None:
+            return pricing.Price(None, None, outcome.unpriced_reason)
+        price = _NO_MODEL
+        for model in (outcome.response_model, self.model):
+            if not model:
+                continue
+            price = pricing.price(
+                self.provider,
+                model,
+                usage,
+                at=at,
+                service_tier=outcome.service_tier,
+                override=rates,
+                override_version=name,
+            )
+            if price.cost_nanos is not None:
+                break
+        return price
+
+
+def _text(given: object) -> str | None:
+    """Return a text that the application gave as the plain text that it is; another value as its own text."""
+    if given is None or type(given) is str:
+        return given
+    return str.__str__(given) if isinstance(given, str) else guarded("text", str, given)
+
+
+def _status(given: object) -> Status:
+    """Return one of the statuses: what is none is an error, and counted."""
+    if given in _STATUSES:
+        return cast("Status", given)
+    diagnostics.note("unknown_status", "a call was ended with a status that there is not; it is recorded as ERROR")
+    return "ERROR"
