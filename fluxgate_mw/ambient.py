@@ -86,6 +86,10 @@ class RequestSources(Protocol):
         """Return method and route template (`GET /items/{id}`), or None while nothing has matched."""
         ...
 
+    def method(self, carrier: Carrier, /) -> str | None:
+        """Return the request's method; None for what is no request."""
+        ...
+
     def request_id(self, carrier: Carrier, /) -> str | None:
         """Return the id that a trusted proxy gave the request, or None."""
         ...
@@ -113,6 +117,7 @@ class RequestContext(msgspec.Struct, eq=False, weakref=True):
     user_source: UserSource = "none"
     known_user: User | None = None
     known_route: str | None = None
+    known_method: str | None = None
     known_decoration: Decoration | None = None
     known_feature: str | None = None
     known_request_id: str | None = None
@@ -150,6 +155,12 @@ class RequestContext(msgspec.Struct, eq=False, weakref=True):
             self.known_route = self.sources.route(self.carrier)
         return self.known_route
 
+    def method(self) -> str | None:
+        """Return the request's method, which is known where nothing has matched, too."""
+        if self.known_method is None and self.carrier is not None:
+            self.known_method = self.sources.method(self.carrier)
+        return self.known_method
+
     def decoration(self) -> Decoration | None:
         """Return what `@feature` put on the endpoint that serves the request."""
         if self.known_decoration is None and self.carrier is not None:
@@ -175,6 +186,7 @@ class RequestContext(msgspec.Struct, eq=False, weakref=True):
         self.feature()
         self.decoration()
         self.route()
+        self.method()
         _ = self.request_id
         self.carrier = None
 

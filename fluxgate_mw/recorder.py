@@ -273,7 +273,6 @@ class Call:
         request = ambient.request
         if user is None and self.user_parameter and (request is None or request.sources.admits("parameter")):
             user, user_source = User(self.user_parameter), "parameter"
-        route = None if request is None else request.route()
         settings = self.recorder.settings
         first_chunk_at = self.first_chunk_at
         usage = outcome.usage or _NO_USAGE
@@ -295,8 +294,8 @@ class Call:
             session_id=_text(ambient.session_id),
             conversation_id=_text(ambient.conversation_id),
             metadata=dict(ambient.metadata),
-            route=route,
-            http_method=None if route is None else route.partition(" ")[0],
+            route=None if request is None else request.route(),
+            http_method=None if request is None else request.method(),
             request_id=None if request is None else request.request_id,
             service=settings.service,
             environment=settings.environment,

@@ -129,10 +129,12 @@ class _Sources(ABC):
     def route(self, carrier: Carrier) -> str | None:
         """Return method and route template."""
         template = guarded("resolvers", self._template, carrier)
-        if not template:
-            return None
+        return f"{self.method(carrier)} {template}" if template else None
+
+    def method(self, carrier: Carrier) -> str:
+        """Return the request's method, or `OTHER` for a word that is none."""
         method = self._method(carrier)
-        return f"{method if method in _METHODS else 'OTHER'} {template}"
+        return method if method in _METHODS else "OTHER"
 
     def request_id(self, carrier: Carrier) -> str | None:
         """Return the id that a trusted proxy gave the request."""
@@ -189,7 +191,7 @@ class WSGISources(_Sources):
         return frameworks.wsgi_template(environ)
 
     def _method(self, environ: Carrier) -> str:
-        return str(environ["REQUEST_METHOD"])
+        return str(environ.get("REQUEST_METHOD"))
 
 
 def _checked(user_sources: Sequence[UserSource]) -> frozenset[UserSource]:

@@ -147,5 +147,8 @@ class _JobSources:
     def route(self, _carrier: Carrier) -> str | None:
         return self._route
 
+    def method(self, _carrier: Carrier) -> str | None:
+        return None if self._route is None else self._route.partition(" ")[0]
+
     def request_id(self, _carrier: Carrier) -> str | None:
         return None

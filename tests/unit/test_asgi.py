@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,34 @@ async def test_a_bare_application_is_attributed_to_what_it_leaves_on_the_scope()
         await FluxGateMiddleware(app)({"type": "http", "method": "GET", "path": "/secret", "headers": []}, None, None)  # type: ignore[arg-type]
     assert [who(event) for event in events] == [("ada", None)]
     assert events[0].route is None
+
+
+@pytest.mark.parametrize(
+    ("scope", "method"),
+    [
+        ({"type": "http", "method": "POST"}, "POST"),
+        ({"type": "websocket"}, "WEBSOCKET"),
+        ({"type": "http", "method": "BREW-1234"}, "OTHER"),
+    ],
+)
+async def test_the_method_is_known_where_no_route_is(scope: dict[str, Any], method: str) -> None:
+    """Also by a task that makes its call when the request is over; a word of the client's own is none."""
+    late: list[asyncio.Task[str]] = []
+    over = asyncio.Event()
+
+    async def waiting() -> str:
+        await over.wait()
+        return await aask()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        late.append(asyncio.create_task(waiting()))
+        await aask()
+
+    with capture_events() as events:
+        await FluxGateMiddleware(app)({"path": "/secret", "headers": [], **scope}, None, None)  # type: ignore[arg-type]
+        over.set()
+        await late[0]
+    assert [(event.route, event.http_method) for event in events] == [(None, method)] * 2
 
 
 @pytest.mark.parametrize("kind", ["lifespan", "unknown"])
