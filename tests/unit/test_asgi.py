@@ -6,7 +6,6 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 
@@ -16,6 +15,7 @@ from fluxgate_mw.resolvers import USER_SOURCES
 from fluxgate_mw.testing import capture_events
 from fluxgate_mw.trust import TrustedProxies
 from tests.asking import aask, ask, who
+from tests.calls.clients import httpx
 
 pytestmark = pytest.mark.anyio
 
@@ -201,11 +201,11 @@ async def test_the_calls_own_user_counts_unless_it_is_switched_off(
 ) -> None:
     """`user=` of the call to a model, as an end user's id; outside of a request it always counts."""
     answer = {"id": "x", "object": "chat.completion", "created": 1, "model": "gpt-4o-mini", "choices": []}
-    transport = httpx2.MockTransport(lambda _request: httpx2.Response(200, json=answer))
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, json=answer))
 
     async def app(scope: Any = None, receive: Any = None, send: Any = None) -> None:
         async with openai.AsyncOpenAI(
-            api_key="x", base_url="http://shop.invalid/v1", http_client=httpx2.AsyncClient(transport=transport)
+            api_key="x", base_url="http://shop.invalid/v1", http_client=httpx.AsyncClient(transport=transport)
         ) as client:
             await client.chat.completions.create(
                 model="gpt-4o-mini", messages=[{"role": "user", "content": "x"}], user="by parameter"
