@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import django
-import httpx2
 import openai
 from django.conf import settings
+from django.db import connection
 from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseNotFound, StreamingHttpResponse
 from django.urls import include, path, re_path
 from django.views import View
 
 from fluxgate_mw import feature
 from tests.asking import aask, ask
+from tests.calls.clients import httpx
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fluxgate-django-"))
 
@@ -60,9 +61,9 @@ async def openai_view(request: HttpRequest, key: int) -> HttpResponse:
         "choices": [],
         "usage": None,
     }
-    transport = httpx2.MockTransport(lambda _request: httpx2.Response(200, json=answer))
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, json=answer))
     async with openai.AsyncOpenAI(
-        api_key="x", base_url="http://shop.invalid/v1", http_client=httpx2.AsyncClient(transport=transport)
+        api_key="x", base_url="http://shop.invalid/v1", http_client=httpx.AsyncClient(transport=transport)
     ) as client:
         await client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "x"}])
     return HttpResponse("ok")
@@ -120,11 +121,19 @@ def failing_view(request: HttpRequest, key: int) -> HttpResponse:
 
 
 def missing(request: HttpRequest, exception: Any = None) -> HttpResponse:
-    return HttpResponseNotFound(ask())
+    return HttpResponseNotFound(_ask_in_a_thread_of_its_own())
 
 
 def failed(request: HttpRequest) -> HttpResponse:
-    return HttpResponse(ask(), status=500)
+    return HttpResponse(_ask_in_a_thread_of_its_own(), status=500)
+
+
+def _ask_in_a_thread_of_its_own() -> str:
+    """Ask where Django runs the handlers of errors under ASGI: in a thread whose connection it never closes."""
+    try:
+        return ask()
+    finally:
+        connection.close()
 
 
 handler404, handler500 = missing, failed

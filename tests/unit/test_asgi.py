@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 
@@ -15,6 +15,7 @@ from fluxgate_mw.resolvers import USER_SOURCES
 from fluxgate_mw.testing import capture_events
 from fluxgate_mw.trust import TrustedProxies
 from tests.asking import aask, ask, who
+from tests.calls.clients import httpx
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +48,34 @@ async def test_a_bare_application_is_attributed_to_what_it_leaves_on_the_scope()
         await FluxGateMiddleware(app)({"type": "http", "method": "GET", "path": "/secret", "headers": []}, None, None)  # type: ignore[arg-type]
     assert [who(event) for event in events] == [("ada", None)]
     assert events[0].route is None
+
+
+@pytest.mark.parametrize(
+    ("scope", "method"),
+    [
+        ({"type": "http", "method": "POST"}, "POST"),
+        ({"type": "websocket"}, "WEBSOCKET"),
+        ({"type": "http", "method": "BREW-1234"}, "OTHER"),
+    ],
+)
+async def test_the_method_is_known_where_no_route_is(scope: dict[str, Any], method: str) -> None:
+    """Also by a task that makes its call when the request is over; a word of the client's own is none."""
+    late: list[asyncio.Task[str]] = []
+    over = asyncio.Event()
+
+    async def waiting() -> str:
+        await over.wait()
+        return await aask()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        late.append(asyncio.create_task(waiting()))
+        await aask()
+
+    with capture_events() as events:
+        await FluxGateMiddleware(app)({"path": "/secret", "headers": [], **scope}, None, None)  # type: ignore[arg-type]
+        over.set()
+        await late[0]
+    assert [(event.route, event.http_method) for event in events] == [(None, method)] * 2
 
 
 @pytest.mark.parametrize("kind", ["lifespan", "unknown"])
@@ -172,11 +201,11 @@ async def test_the_calls_own_user_counts_unless_it_is_switched_off(
 ) -> None:
     """`user=` of the call to a model, as an end user's id; outside of a request it always counts."""
     answer = {"id": "x", "object": "chat.completion", "created": 1, "model": "gpt-4o-mini", "choices": []}
-    transport = httpx2.MockTransport(lambda _request: httpx2.Response(200, json=answer))
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, json=answer))
 
     async def app(scope: Any = None, receive: Any = None, send: Any = None) -> None:
         async with openai.AsyncOpenAI(
-            api_key="x", base_url="http://shop.invalid/v1", http_client=httpx2.AsyncClient(transport=transport)
+            api_key="x", base_url="http://shop.invalid/v1", http_client=httpx.AsyncClient(transport=transport)
         ) as client:
             await client.chat.completions.create(
                 model="gpt-4o-mini", messages=[{"role": "user", "content": "x"}], user="by parameter"

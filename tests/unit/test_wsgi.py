@@ -50,6 +50,16 @@ def streaming(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
         ask()
 
 
+def test_the_method_is_known_where_no_route_is() -> None:
+    """Also at a step of the body; a word of the client's own is none."""
+    for method, known in (("DELETE", "DELETE"), ("BREW-1234", "OTHER")):
+        with capture_events() as events:
+            body = served(streaming)(environ(REQUEST_METHOD=method), ignore)
+            list(body)
+            body.close()  # type: ignore[attr-defined]
+        assert [(event.route, event.http_method) for event in events] == [(None, known)] * 4
+
+
 @pytest.mark.survival("bare WSGI", "sync handler")
 def test_lists_and_tuples_are_returned_untouched() -> None:
     """Nothing is left to run; the calls were made while the application was called."""
