@@ -20,7 +20,7 @@ from openai._response import BaseAPIResponse
 
 from fluxgate_mw.ambient import learn_user
 from fluxgate_mw.errors import InstrumentationError
-from fluxgate_mw.openai import unfinished
+from fluxgate_mw.openai import derived, unfinished
 from fluxgate_mw.openai.calls import OpenAICall, Origin, Retrieval, begin
 from fluxgate_mw.openai.tracking import FLUXGATE
 from fluxgate_mw.openai.uncovered import replacements
@@ -94,6 +94,7 @@ class _Patch:
         self._asked: dict[object, Recorder | None] = {}
         self._replaced: list[tuple[type, str, Any, Any]] = []
         self._covered: list[tuple[type, str, Any, Any]] = []
+        self._helpers: set[type] = set()
 
     @property
     def origin(self) -> Origin | None:
@@ -144,8 +145,22 @@ class _Patch:
         for answer in _ANSWERS:
             if "fluxgate" not in answer.__dict__:
                 self._replace(answer, "fluxgate", FLUXGATE)
-        for owner, name, replacement in replacements(self._replace):
+        for owner, name, replacement in (*replacements(self._replace), *derived.parsers()):
             self._replace(owner, name, replacement)
+        self._cover_helpers()
+
+    def _cover_helpers(self) -> None:
+        """Follow what stream helpers make of a stream; the client imports them when they are first used."""
+        for owner, name, replacement in derived.helpers():
+            if owner not in self._helpers:
+                self._helpers.add(owner)
+                self._replace(owner, name, replacement)
+
+    def _streamed(self) -> None:
+        if len(self._helpers) < derived.HELPERS:
+            with self._lock:
+                if self._asked:
+                    self._cover_helpers()
 
     def _replace(self, owner: type, name: str, replacement: Any) -> None:
         self._replaced.append((owner, name, owner.__dict__.get(name), replacement))
@@ -158,6 +173,7 @@ class _Patch:
         """
         self._covered = [entry for entry in (*self._covered, *reversed(self._replaced)) if not _put_back(*entry)]
         self._replaced.clear()
+        self._helpers.clear()
         unfinished.end_all()
 
     def settle(self) -> None:
@@ -173,6 +189,8 @@ class _Patch:
             if origin is None:
                 self.settle()
                 return original(client, cast_to, options, *args, **kwargs)
+            if kwargs.get("stream"):
+                self._streamed()
             return requested(original, client, cast_to, options, (args, kwargs), origin)
 
         return request
@@ -184,6 +202,8 @@ class _Patch:
             if origin is None:
                 self.settle()
                 return await original(client, cast_to, options, *args, **kwargs)
+            if kwargs.get("stream"):
+                self._streamed()
             return await arequested(original, client, cast_to, options, (args, kwargs), origin)
 
         return request

@@ -12,7 +12,7 @@ from typing import Any
 from fluxgate_mw.call import Call
 from fluxgate_mw.event import Tracking
 
-__all__ = ["FLUXGATE", "register", "tracking"]
+__all__ = ["FLUXGATE", "call_of", "register", "tracking"]
 
 
 class _Known(weakref.ref[Any]):
@@ -43,23 +43,30 @@ def register(answer: object, call: Call) -> None:
     _calls[known.key] = known
 
 
+def call_of(answer: object) -> Call | None:
+    """Return the call that an answer belongs to; a stream helper's is that of its stream."""
+    known = _calls.get(id(answer))
+    if known is not None and known() is answer:
+        return known.call
+    inner = getattr(answer, "_raw_stream", None)
+    return None if inner is None else call_of(inner)
+
+
 def tracking(answer: object) -> Tracking | None:
     """Return what is known of a tracked call.
 
     Args:
-        answer: A completion or any other answer, a stream, a stream helper, or a raw response, as the client
-            returned it.
+        answer: A completion or any other answer, a stream, a stream helper or what it made in the end, a raw response
+            or what that was parsed into, as the client returned it. Under an explicit tracker alone, without the
+            global patch, a raw response and a stream stand for what is made of them.
 
     Returns:
         Status, cost and the id of the event; None where the call is not tracked, or a stream that has not ended.
 
     Concurrency: any thread.
     """
-    known = _calls.get(id(answer))
-    if known is None or known() is not answer:
-        inner = getattr(answer, "_raw_stream", None)
-        return None if inner is None else tracking(inner)
-    return known.call.tracking
+    call = call_of(answer)
+    return None if call is None else call.tracking
 
 
 class _Attribute:
