@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 NANOS_PER_USD = 1_000_000_000
+_RANDOM_BITS: Final = 0x0FFF_3FFF_FFFF_FFFF_FFFF
+_VERSION_7: Final = 0x7000_8000_0000_0000_0000
 _random: Final = random.Random()  # noqa: S311  (ids, not secrets)
 
 
@@ -84,11 +86,10 @@ def new_event_id(at_s: float | None = None) -> str:
 
     Source: RFC 9562 section 5.7.
     """
-    tail = _random.getrandbits(76)
     milliseconds = int((time.time() if at_s is None else at_s) * 1000) & 0xFFFF_FFFF_FFFF
-    text = f"{milliseconds:012x}{tail:019x}"
-    variant = "89ab"[tail & 3]
-    return f"{text[:8]}-{text[8:12]}-7{text[12:15]}-{variant}{text[15:18]}-{text[18:30]}"
+    bits = _random.getrandbits(80)
+    text = f"{milliseconds << 80 | bits & _RANDOM_BITS | _VERSION_7:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 os.register_at_fork(after_in_child=_random.seed)

@@ -264,6 +264,7 @@ class _Sink:
 
 def make_emitter(settings: Settings) -> Emitter:
     """Return the emitter that the settings describe; it opens nothing before its first event."""
+    _import_streams(settings)
     return Emitter(
         spool=partial(Spool, settings.spool_path, max_bytes=settings.spool_max_bytes),
         stream=None if settings.redis_url is None else partial(_any_stream, settings),
@@ -329,6 +330,12 @@ def _stream_keys(settings: Settings) -> Sequence[str]:
     keys = load("fluxgate_mw.buffer.redis_clients:stream_keys", extra="all", needed_for="FLUXGATE_REDIS_URL")
     found: Sequence[str] = keys(settings.redis_url, settings.stream_key)
     return found
+
+
+def _import_streams(settings: Settings) -> None:
+    """Import here and now what the delivery's thread will need: a fork while a thread imports hangs the child."""
+    if settings.redis_url is not None:
+        load("fluxgate_mw.buffer.redis_stream:RedisStream", extra="all", needed_for="FLUXGATE_REDIS_URL")
 
 
 def _any_stream(settings: Settings) -> Buffer:

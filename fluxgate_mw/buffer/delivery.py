@@ -8,6 +8,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import logging
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Final
 from fluxgate_mw import diagnostics
 from fluxgate_mw.buffer.breaker import CircuitBreaker
 from fluxgate_mw.buffer.event_queue import EventQueue
-from fluxgate_mw.buffer.lifecycle import register, start_thread
+from fluxgate_mw.buffer.lifecycle import forks_unseen, register, start_thread
 from fluxgate_mw.buffer.pack import count
 from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.errors import BackendError, BackendUnavailable, BufferFull, ClosedError
@@ -80,7 +81,9 @@ class Delivery:
         self.queue = EventQueue(self.limits.max_events, self.limits.max_bytes, self._encode)
         self.emitted = self.spooled_at_once = 0
         self.asleep = True
-        self.leaving = self.hosted = False
+        self.leaving = forks_unseen()
+        self.hosted = False
+        self._pid = os.getpid()
         self.sent = self.spooled = self.returned = 0
         self.dropped: Counter[str] = Counter()
         self.breaker = CircuitBreaker()
@@ -113,7 +116,7 @@ class Delivery:
         try:
             if loop is not None:
                 loop.call_soon_threadsafe(self._woken.set)
-            elif self._running.acquire(blocking=False):
+            elif not self.leaving and self._running.acquire(blocking=False):
                 start_thread(self._run_thread)
         except RuntimeError:
             if loop is None:
@@ -170,6 +173,12 @@ class Delivery:
         self._inherited.append((self._loop, self._stream, self._probe, self._woken, self.spool))
         self.spool.abandon()
         self._begin()
+
+    def after_unseen_fork(self) -> None:
+        """Start anew in a child that was forked without Python's hooks; in the parent, only go on."""
+        if self._pid != os.getpid():
+            self.after_fork_in_child()
+        self.leaving, self.asleep = False, True
 
     def _run_thread(self) -> None:
         try:

@@ -28,6 +28,7 @@ _STATUS: Final[Mapping[str, Status]] = {
     "content_filter": "BLOCKED",
     "max_output_tokens": "MAX_TOKENS",
 }
+_STOPPED: Final = ("stop",)
 _GRAVITY: Final[tuple[Status, ...]] = ("BLOCKED", "ERROR", "MAX_TOKENS", "SUCCESS")
 _TYPED_ENDS: Final = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 
@@ -78,6 +79,8 @@ def status_of(finish_reasons: Iterable[str]) -> Status:
     Source: FluxGate's mapping for OpenAI: `stop`, `tool_calls`, `function_call` succeed, `length` is MAX_TOKENS,
     `content_filter` is BLOCKED, anything else is ERROR.
     """
+    if finish_reasons == _STOPPED:
+        return "SUCCESS"
     statuses = {_STATUS.get(reason, "ERROR") for reason in finish_reasons}
     return next((status for status in _GRAVITY if status in statuses), "SUCCESS")
 
@@ -136,7 +139,8 @@ class Answer:
             whole = _tolerated(body, _Whole)
         if whole is not None:
             self._take(whole)
-            self._finish(choice.finish_reason for choice in whole.choices or ())
+            if whole.choices:
+                self._finish([choice.finish_reason for choice in whole.choices])
         self.ended = True
 
     def read_events(self, body: bytes) -> None:
@@ -200,7 +204,8 @@ class Answer:
         self.service_tier = _text(part.service_tier) or self.service_tier
         if isinstance(part.usage, dict):
             self.usage = read_usage(part.usage) or self.usage
-            self.cost_nanos = reported_cost_nanos(part.usage)
+            if "cost" in part.usage:
+                self.cost_nanos = reported_cost_nanos(part.usage)
         if isinstance(part.error, dict):
             self._fail(part.error)
         if isinstance(part, _Whole):
@@ -225,7 +230,7 @@ class Answer:
         self.error_message = None if message is None else safe_message(message)
 
     def _finish(self, reasons: Iterable[Any]) -> None:
-        self.finish_reasons += tuple(str(reason) for reason in reasons if reason is not None)
+        self.finish_reasons += tuple([str(reason) for reason in reasons if reason is not None])
 
 
 def _tolerated(body: bytes, kind: type[Any]) -> Any:

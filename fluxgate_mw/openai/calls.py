@@ -36,6 +36,7 @@ _PENDING: Final = frozenset({"queued", "in_progress"})
 _BINARY: Final = ("audio/", "image/", "video/", "application/octet-stream")
 _COST_HEADER: Final = "x-litellm-response-cost"
 """Source: https://docs.litellm.ai/docs/proxy/response_headers (read 2026-11); USD."""
+_OPENAI: Final = "api.openai.com"
 _FILTERED: Final = ("content_filter", "content_policy_violation", "moderation_blocked")
 _NO_BODY: Final[Mapping[str, Any]] = {}
 
@@ -144,7 +145,7 @@ class OpenAICall(Call, eq=False):
         usage = reported or self._usage
         tier = answer.service_tier or self._asked_tier
         nanos = answer.cost_nanos
-        if nanos is None and _COST_HEADER in self._headers:
+        if nanos is None and self.base_url.host != _OPENAI and _COST_HEADER in self._headers:
             nanos = usd_to_nanos(self._headers[_COST_HEADER])
         return Outcome(
             status=ending.status,

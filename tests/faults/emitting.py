@@ -29,6 +29,10 @@ from fluxgate_mw.event import UsageEvent
 from tests.buffers import assert_conserved, numbered, wait_until
 
 
+LATE_S = 30.0
+"""An interval that no program lives to see twice: what is delivered meanwhile was delivered on purpose."""
+
+
 class Program:
     """What every program is given."""
 
@@ -137,6 +141,50 @@ def multiprocess(program: Program) -> None:
         assert child.exitcode == 0
 
 
+def _emit_in_a_new_process(folder: str, url: str, stream_key: str, first: int) -> None:
+    _emit_in_child(Program(folder, url, stream_key).emitter(interval_s=LATE_S), first)
+
+
+def _multiprocess_anew(program: Program, method: str) -> None:
+    """Have children that inherit nothing make their own emitters; only their ends deliver, beside the parent's own."""
+    emitter = program.emitter()
+    emitter.emit(numbered(0))
+    context = multiprocessing.get_context(method)
+    given = (str(program.folder), program.url, program.stream_key)
+    children = [context.Process(target=_emit_in_a_new_process, args=(*given, first)) for first in (100, 200, 300)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+
+
+def spawn(program: Program) -> None:
+    """As `multiprocessing` does by default on macOS."""
+    _multiprocess_anew(program, "spawn")
+
+
+def forkserver(program: Program) -> None:
+    """As `multiprocessing` does by default on Linux from Python 3.14 on."""
+    _multiprocess_anew(program, "forkserver")
+
+
+def orphans(program: Program) -> None:
+    """Fork with events queued, and leave without any exit hook while the child still works."""
+    emitter = program.emitter(interval_s=LATE_S)
+    _emit_in_child(emitter, 0)
+    assert emitter.flush(5)
+    _emit_in_child(emitter, 10)
+    reading, writing = os.pipe()
+    if not os.fork():
+        _emit_in_child(emitter, 100)
+        assert os.read(reading, 1) == b"."
+        sys.exit(0)
+    assert emitter.flush(5)
+    os.write(writing, b".")
+    os._exit(0)
+
+
 def import_nothing(program: Program) -> None:
     """Say which modules the delivery imported by itself."""
     emitter = program.emitter()
@@ -204,6 +252,9 @@ PROGRAMS: dict[str, Callable[[Program], None]] = {
         fork,
         fork_while_emitting,
         multiprocess,
+        spawn,
+        forkserver,
+        orphans,
         import_nothing,
         greenlets,
         starved,
