@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from fluxgate_mw.buffer.dead_letters import DeadLetters
-from fluxgate_mw.doctor import examine
+from fluxgate_mw.doctor import examine, with_cure
 from fluxgate_mw.errors import ConfigurationError, FluxGateError
 from fluxgate_mw.extras import load
 from fluxgate_mw.runtime import make_buffers
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fluxgate: {error}", file=sys.stderr)
         return 2
     except FluxGateError as error:
-        print(f"fluxgate: {error}", file=sys.stderr)
+        print(f"fluxgate: {with_cure(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

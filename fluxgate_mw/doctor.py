@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal
 
 import msgspec
 
 from fluxgate_mw import pricing
-from fluxgate_mw.errors import FluxGateError
+from fluxgate_mw.errors import BackendError, FluxGateError
 from fluxgate_mw.runtime import make_buffers
 from fluxgate_mw.settings import Settings, mask_url
 from fluxgate_mw.stores import open_store
 from fluxgate_mw.types import Buffer
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "examine", "with_cure"]
 
 Verdict = Literal["ok", "warning", "failed"]
 LITTLE_BYTES: Final = 100_000_000
+
+_CURES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "redis": "start the server there, or mend FLUXGATE_REDIS_URL",
+        "spool": "set FLUXGATE_SPOOL_DIR to a folder that this user may write to",
+        "data folder": "set FLUXGATE_DATA_DIR to a folder that this user may write to",
+        "sqlite": "set FLUXGATE_DATA_DIR or FLUXGATE_STORE_URL to a place that this user may write to",
+    }
+)
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -38,8 +48,16 @@ class Finding(msgspec.Struct, frozen=True):
     detail: str
 
 
+def with_cure(error: FluxGateError) -> str:
+    """Return what the error says and, where its kind of part has one, what to do about it."""
+    cure = _CURES.get(error.backend) if isinstance(error, BackendError) else None
+    if cure is None or (error.backend == "sqlite" and not isinstance(error.__cause__, OSError)):  # type: ignore[attr-defined]
+        return str(error)
+    return f"{error}; {cure}"
+
+
 async def examine(settings: Settings) -> list[Finding]:
-    """Return what was found of every configured part. Writes nothing but a file that it deletes again.
+    """Return what was found of every configured part. Writes nothing but missing folders, and a file that it deletes.
 
     Concurrency: event loop only.
     """
@@ -63,12 +81,11 @@ def _prices() -> Finding:
 
 def _folder(part: str, folder: Path) -> Finding:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        hint = "set FLUXGATE_DATA_DIR to a folder that this user may write to"
-        return Finding(part, "failed", f"{folder}: {error.strerror}; {hint}")
+        return Finding(part, "failed", f"{folder}: {error.strerror}; {_CURES[part]}")
     free = os.statvfs(folder)
     free_bytes = free.f_bavail * free.f_frsize
     verdict: Verdict = "ok" if free_bytes > LITTLE_BYTES else "warning"
@@ -78,6 +95,9 @@ def _folder(part: str, folder: Path) -> Finding:
 async def _buffer(buffer: Buffer, settings: Settings) -> list[Finding]:
     where = str(settings.spool_path) if buffer.name == "spool" else mask_url(settings.redis_url or "")
     findings = [await _checked(buffer.name, where, lambda: _backlog(buffer))]
+    if findings[0].verdict == "ok" and buffer.name == "spool":
+        folder = _folder("spool", settings.spool_path)
+        findings = findings if folder.verdict == "ok" else [folder]
     if findings[0].verdict == "ok" and buffer.name == "redis":
         findings.append(await _checked("redis policy", where, lambda: _policy(buffer)))
     await buffer.aclose()
@@ -110,4 +130,4 @@ async def _checked(part: str, where: str, check: Callable[[], Awaitable[Finding]
     try:
         return await check()
     except FluxGateError as error:
-        return Finding(part, "failed", f"{where}: {error}")
+        return Finding(part, "failed", f"{where}: {with_cure(error)}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -127,8 +129,12 @@ def _listener(host: str, port: int, needed_for: str) -> Any:
     bound_socket = load("fluxgate_mw.serving:bound_socket", extra="dashboard", needed_for=needed_for)
     try:
         return bound_socket(port, host)
-    except (OSError, OverflowError) as error:
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {error}; choose another --port") from error
+    except OverflowError as error:
+        raise ConfigurationError(f"--port {port}: a port is a number up to 65535; 0 takes a free one") from error
+    except socket.gaierror as error:
+        raise ConfigurationError(f"--host {host}: {error.strerror}; give an address of this machine") from error
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
 
 
 @asynccontextmanager
@@ -146,7 +152,7 @@ async def _flushing(settings: Settings, store: Store, say: Say) -> AsyncIterator
     try:
         await _check_buffers(settings)
     except BackendUnavailable as error:
-        say(f"Waiting: {error}")
+        say(f"Waiting: {error}; `fluxgate doctor` says what to do")
     async with opened_flusher(settings, store) as worker, anyio.create_task_group() as tasks:
         tasks.start_soon(worker.run)
         try:
@@ -160,13 +166,22 @@ async def _check_buffers(settings: Settings) -> None:
     """Return when every buffer answered.
 
     Raises:
-        BackendUnavailable: One does not.
+        BackendUnavailable: One does not, or the spool is the buffer and cannot be made.
     """
+    if settings.redis_url is None:
+        _make_folder(settings.spool_path)
     for buffer in make_buffers(settings):
         try:
             await buffer.backlog()
         finally:
             await buffer.aclose()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendUnavailable("spool", f"{folder}: {error.strerror}") from error
 
 
 async def _interrupted() -> None:

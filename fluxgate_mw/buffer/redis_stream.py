@@ -358,9 +358,12 @@ class RedisStream:
 
 
 def _what(error: Exception) -> str:
-    """Return the kind of the error, and the server's own first word where it replied one."""
-    word = str(error).partition(" ")[0] if isinstance(error, ResponseError) else ""
-    return f"{type(error).__name__} {word}".rstrip()
+    """Return the kind of the error, and the server's first word where it replied, or the operating system's reason."""
+    reason = str(error).partition(" ")[0] if isinstance(error, ResponseError) else ""
+    for cause in (error, error.__context__):
+        if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
+            reason = f"({os.strerror(cause.errno)})"
+    return f"{type(error).__name__} {reason}".rstrip()
 
 
 def _mapping(fields: Sequence[bytes]) -> dict[bytes, bytes]:

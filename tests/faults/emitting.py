@@ -28,7 +28,6 @@ from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.event import UsageEvent
 from tests.buffers import assert_conserved, numbered, wait_until
 
-
 LATE_S = 30.0
 """An interval that no program lives to see twice: what is delivered meanwhile was delivered on purpose."""
 

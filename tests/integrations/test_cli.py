@@ -109,7 +109,11 @@ def test_a_port_in_use_is_one_clear_line(start):
     [
         (["serve", "--host", "0.0.0.0"], {}, 2, "needs a secret in FLUXGATE_DASHBOARD_TOKEN"),
         (["flush", "--once", "--redis-url", "cache:6379"], {}, 2, "redis_url (from the argument): expected an address"),
-        (["flush", "--once", "--redis-url", "redis://127.0.0.1:1/0"], {}, 1, "redis: "),
+        (["serve", "--port", "99999"], {}, 2, "--port 99999: a port is a number up to 65535; 0 takes a free one\n"),
+        (["flush", "--port", "99999"], {}, 2, "--port 99999: a port is a number up to 65535; 0 takes a free one\n"),
+        (["flush", "--once", "--redis-url", "redis://127.0.0.1:1/0"], {}, 1, "refused); start the server there, or"),
+        (["flush", "--once"], {"FLUXGATE_SPOOL_DIR": "/proc/nowhere"}, 1, "; set FLUXGATE_SPOOL_DIR to a folder"),
+        (["flush", "--once"], {"FLUXGATE_SPOOL_DIR": __file__}, 1, "; set FLUXGATE_SPOOL_DIR to a folder"),
         (["flush", "--once"], {"FLUXGATE_REDIS_URL": "redis://:hunter2@127.0.0.1:1/0"}, 1, "redis: "),
         (["flush", "--once", "--data-dir", "/proc/nowhere"], {}, 1, "sqlite: "),
         (["serve", "--data-dir", "/proc/nowhere", "--port", "0"], {}, 1, "sqlite: "),
@@ -137,11 +141,12 @@ def test_doctor_finds_nothing_wrong(tmp_path):
 
 
 def test_doctor_says_what_is_wrong(tmp_path):
-    """An unreachable Redis and a folder that cannot be made, each with its own line."""
+    """An unreachable Redis and a folder that cannot be made, each with its own line and what to do."""
     done = run("doctor", FLUXGATE_REDIS_URL="redis://127.0.0.1:1/0", FLUXGATE_DATA_DIR="/proc/nowhere")
-    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    failed = [line.split() for line in done.stdout.splitlines() if line.startswith("FAILED")]
     assert done.returncode == 1
-    assert failed == ["data", "redis", "store"]
+    assert [words[1] for words in failed] == ["data", "redis", "spool", "store"]
+    assert all({"mend", "set"} & set(words) for words in failed)
 
 
 def test_doctor_warns_of_a_redis_that_may_lose_entries(tmp_path):
