@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from asyncio import CancelledError
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing
 from numbers import Integral
 from types import TracebackType
 from typing import Any, Final, TypeVar, cast
@@ -166,7 +167,27 @@ class track:  # noqa: N801  (used as a context manager and as a decorator)
         self.__exit__(kind, error, traceback)
 
     def __call__(self, target: _F) -> _F:
-        """Return the function with each of its calls tracked; it keeps its signature and its kind."""
+        """Return the function with each of its calls tracked; it keeps its signature and its kind.
+
+        A call of a generator lasts until the generator ends. What is sent to an async generator does not reach it.
+        """
+        if inspect.isasyncgenfunction(target):
+
+            @functools.wraps(target)
+            async def steps(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+                async with track(), aclosing(target(*args, **kwargs)) as items:
+                    async for item in items:
+                        yield item
+
+            return cast("_F", steps)
+        if inspect.isgeneratorfunction(target):
+
+            @functools.wraps(target)
+            def stepped(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+                with track():
+                    return (yield from target(*args, **kwargs))
+
+            return cast("_F", stepped)
         if inspect.iscoroutinefunction(target):
 
             @functools.wraps(target)

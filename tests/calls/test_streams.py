@@ -53,7 +53,7 @@ def test_what_the_caller_asked_for_is_his(cuts, newline):
 
 
 def test_a_caller_who_wants_no_usage_is_not_overruled():
-    """`include_usage: False` is sent as it is; the counts are estimated from what passed."""
+    """`include_usage: False` is sent as it is; what nobody reports is unknown, and said to be."""
     ask = Asked("chat.completions", {**STREAM.arguments, "stream_options": {"include_usage": False}})
     wire = Wire(Reply(WITHOUT, headers=SSE))
     with recorded() as events:

@@ -66,6 +66,25 @@ def test_a_call_ends_once_from_whatever_thread(fg):
     assert len(events) == 1
 
 
+def test_a_call_that_many_threads_end_is_one_event(fg):
+    """A reader and the collector may end a stream at the same time."""
+    calls = [call_of(fg) for _ in range(500)]
+    barrier = threading.Barrier(4)
+
+    def end_all() -> None:
+        barrier.wait()
+        for call in calls:
+            call.end(Outcome())
+
+    with capture_events() as events:
+        threads = [threading.Thread(target=end_all) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(events) == len({event.event_id for event in events}) == 500
+
+
 def test_pricing_that_fails_loses_no_event(fg, monkeypatch, caplog):
     """A table that cannot be read leaves the cost unknown, says why, and the event is there."""
     monkeypatch.setattr(pricing, "price", explode)

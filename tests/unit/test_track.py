@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 
 import pytest
 
@@ -147,6 +147,54 @@ async def test_decorating_an_async_function(events):
     with pytest.raises(KeyError):
         await ask("unknown")
     assert [event.status for event in events] == ["SUCCESS", "ERROR"]
+
+
+def test_a_decorated_generator_is_a_call_until_it_ends(events):
+    """Its steps, what is sent to it and what it returns are its own; closed early it is cancelled."""
+
+    @track()
+    def words(count):
+        sent = []
+        for number in range(count):
+            sent.append((yield number))
+        return sent
+
+    def outer():
+        return (yield from words(2))
+
+    steps = outer()
+    assert next(steps) == 0
+    assert events == []
+    assert steps.send("a") == 1
+    with pytest.raises(StopIteration) as stop:
+        steps.send("b")
+    assert stop.value.value == ["a", "b"]
+    begun = words(3)
+    next(begun)
+    begun.close()
+    assert [event.status for event in events] == ["SUCCESS", "CANCELLED"]
+    assert inspect.isgeneratorfunction(words)
+
+
+@pytest.mark.anyio
+async def test_a_decorated_async_generator_is_a_call_until_it_ends(events):
+    """Broken off, it is closed at once, inside its call."""
+    closed = []
+
+    @track()
+    async def words(count):
+        try:
+            for number in range(count):
+                yield number
+        finally:
+            closed.append(count)
+
+    assert [number async for number in words(2)] == [0, 1]
+    async with aclosing(words(3)) as broken_off:
+        assert await anext(broken_off) == 0
+    assert closed == [2, 3]
+    assert [event.status for event in events] == ["SUCCESS", "CANCELLED"]
+    assert inspect.isasyncgenfunction(words)
 
 
 def test_nested_calls_are_events_of_their_own(events):
