@@ -156,7 +156,7 @@ def test_a_decorated_generator_is_a_call_until_it_ends(events):
     def words(count):
         sent = []
         for number in range(count):
-            sent.append((yield number))
+            sent.append((yield number))  # noqa: PERF401  (no comprehension yields)
         return sent
 
     def outer():
