@@ -129,6 +129,11 @@ ENVIRONMENTS: Final = (
             "pydantic-ai-slim[openai]==2.68.0",
         ),
     ),
+    Environment(
+        "pyright",  # its node is 200 MB: too much for everybody's tests
+        ("tests/beside/test_pyright.py",),
+        pinned=("basedpyright==1.40.2",),
+    ),
     Environment("openai 1.66.0", ("tests/calls",), packages=OF_CALLS, oldest=("openai", *RUN_TIME)),
     Environment("openai 2.54.0", ("tests/calls",), packages=OF_CALLS, pinned=("openai==2.54.0",)),
 )
