@@ -23,6 +23,7 @@ __all__ = [
     "django_knows",
     "framework_user",
     "keep_flask",
+    "keep_quart",
     "signed_in_on_scope",
     "signed_in_on_state",
     "wsgi_endpoint",
@@ -33,19 +34,22 @@ DJANGO: Final = "fluxgate.django"
 """Where the Django middleware leaves its request on scope or environ."""
 QUART: Final = "fluxgate.quart"
 """Where the Quart adapter leaves its application and request on the scope."""
+QUART_USER: Final = "fluxgate.quart_user"
 FLASK_REQUEST: Final = "fluxgate.flask_request"
 FLASK_APP: Final = "fluxgate.flask_app"
 FLASK_USER: Final = "fluxgate.flask_user"
 
 
 def framework_user(carrier: Carrier) -> User | None:
-    """Return who Django or Flask-Login knows to be signed in; None where that is unknown or cannot be asked now."""
+    """Return who Django, Flask-Login or Quart-Auth knows to be signed in; None where that cannot be asked now."""
     if (request := carrier.get(DJANGO)) is not None:
         return _django_user(request)
     if FLASK_USER in carrier:
         kept: User = carrier[FLASK_USER]
         return kept
-    return _flask_user() if "werkzeug.request" in carrier else None
+    if "werkzeug.request" in carrier:
+        return _flask_user()
+    return _quart_user(carrier) if "quart_auth" in sys.modules else None
 
 
 def asgi_endpoint(scope: Carrier) -> object:
@@ -70,22 +74,24 @@ def asgi_template(scope: Carrier) -> str | None:
 
 
 def wsgi_endpoint(environ: Carrier) -> object:
-    """Return the function that serves a Flask or Django request, where routing has found it."""
+    """Return the function that serves a Flask, Bottle or Django request, where routing has found it."""
     if DJANGO in environ:
         return _django_view(environ[DJANGO])
+    if "bottle.route" in environ:
+        return getattr(environ["bottle.route"], "callback", None)
     request = environ.get(FLASK_REQUEST) or environ.get("werkzeug.request")
     app = environ.get(FLASK_APP) or _flask_app()
     return None if request is None or app is None else app.view_functions.get(request.endpoint)
 
 
 def wsgi_template(environ: Carrier) -> str | None:
-    """Return the route template of a WSGI request: Flask and what is built on Werkzeug, Bottle, Django."""
+    """Return the route template of a WSGI request: Flask and what is built on Werkzeug, Bottle, Pyramid, Django."""
     if (request := environ.get(DJANGO)) is not None:
         template = _django_template(request)
     else:
         request = environ.get(FLASK_REQUEST) or environ.get("werkzeug.request")
         rule = getattr(request, "url_rule", None) or environ.get("bottle.route")
-        template = getattr(rule, "rule", None)
+        template = getattr(rule, "rule", None) or _pyramid_template(environ)
     return None if template is None else f"{environ.get('SCRIPT_NAME', '')}{template}"
 
 
@@ -120,11 +126,36 @@ def _flask_user() -> User | None:
 def _quart(scope: Carrier) -> tuple[Any, Any] | None:
     """Return Quart's application and request: as its adapter left them, else where its context is alive."""
     kept: tuple[Any, Any] | None = scope.get(QUART)
+    return kept or _quart_now(scope)
+
+
+def _quart_now(scope: Carrier) -> tuple[Any, Any] | None:
     quart = sys.modules.get("quart")
-    if kept is not None or quart is None or not quart.has_request_context():
-        return kept
-    request = quart.request._get_current_object()  # noqa: SLF001
-    return (quart.current_app, request) if request.scope is scope else None
+    if quart is None or not (quart.has_request_context() or quart.has_websocket_context()):
+        return None
+    served = (quart.request if quart.has_request_context() else quart.websocket)._get_current_object()  # noqa: SLF001
+    return (quart.current_app, served) if served.scope is scope else None
+
+
+def keep_quart(scope: Carrier) -> None:
+    """Keep on the `scope` whom Quart-Auth has loaded, who cannot be asked for when a streamed body runs."""
+    user = _quart_user(scope) if "quart_auth" in sys.modules else None
+    if user is not None:
+        scope[QUART_USER] = user
+
+
+def _quart_user(scope: Carrier) -> User | None:
+    if (found := _quart_now(scope)) is not None and "QUART_AUTH" in found[0].extensions:
+        return signed_in(sys.modules["quart_auth"].current_user._get_current_object())  # noqa: SLF001
+    kept: User | None = scope.get(QUART_USER)
+    return kept
+
+
+def _pyramid_template(environ: Carrier) -> str | None:
+    threadlocal = sys.modules.get("pyramid.threadlocal")
+    request = None if threadlocal is None else threadlocal.get_current_request()
+    route = getattr(request, "matched_route", None) if request is not None and request.environ is environ else None
+    return None if route is None else f"/{route.pattern.removeprefix('/')}"
 
 
 def _django_view(request: Any) -> object:

@@ -9,7 +9,7 @@ from fluxgate_mw.ambient import RequestContext
 from fluxgate_mw.event import usd
 from fluxgate_mw.types import Message, Send
 
-__all__ = ["closing_comment", "is_event_stream", "server_timing", "with_cost"]
+__all__ = ["Costs", "closing_comment", "is_event_stream", "server_timing", "with_cost"]
 
 _EVENT_STREAM: Final = b"text/event-stream"
 
@@ -45,23 +45,55 @@ def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     )
 
 
+class Costs:
+    """What one response says of its request's costs: a header, and a last line of server-sent events.
+
+    Concurrency: one task or thread at a time.
+    """
+
+    __slots__ = ("_event_stream", "_request", "_tail")
+
+    def __init__(self, request: RequestContext) -> None:
+        self._request = request
+        self._event_stream = False
+        self._tail = b"\n"
+
+    def header(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """Return what `Server-Timing` says beside these headers; None where no call has ended by now."""
+        self._event_stream = is_event_stream(headers)
+        return server_timing(self._request) if self._request.calls else None
+
+    def text_header(self, headers: Iterable[tuple[str, str]]) -> str | None:
+        """Return the same beside headers that are text."""
+        return self.header(
+            (name.encode("latin-1", "replace"), value.encode("latin-1", "replace")) for name, value in headers
+        )
+
+    def on_chunk(self, chunk: bytes) -> None:
+        """Note how the stream ends so far."""
+        self._tail = chunk[-1:] or self._tail
+
+    def closing(self) -> bytes | None:
+        """Return the last chunk of an event stream, once; None where there is nothing to say or no line to say it."""
+        said = self._event_stream and self._tail == b"\n" and self._request.calls > 0
+        self._event_stream = False
+        return closing_comment(self._request) if said else None
+
+
 def with_cost(request: RequestContext, send: Send) -> Send:
     """Return `send` that adds the header where calls ended before the response began, and the comment to a stream."""
-    stream = False
-    tail = b"\n"
+    costs = Costs(request)
 
     async def send_wrapper(message: Message) -> None:
-        nonlocal stream, tail
         if message["type"] == "http.response.start":
             headers = message.get("headers", ())
-            stream = is_event_stream(headers)
-            if request.calls:
-                message = {**message, "headers": [*headers, (b"server-timing", server_timing(request).encode())]}
-        elif stream and message["type"] == "http.response.body":
+            if (said := costs.header(headers)) is not None:
+                message = {**message, "headers": [*headers, (b"server-timing", said.encode())]}
+        elif message["type"] == "http.response.body":
             body = message.get("body", b"")
-            tail = body[-1:] or tail
-            if not message.get("more_body") and request.calls and tail == b"\n":
-                message = {**message, "body": body + closing_comment(request)}
+            costs.on_chunk(body)
+            if not message.get("more_body") and (last := costs.closing()) is not None:
+                message = {**message, "body": body + last}
         await send(message)
 
     return send_wrapper

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from types import NoneType
+from types import CoroutineType, NoneType
 from typing import Any, Final
 from uuid import UUID
 
@@ -52,7 +52,10 @@ def _safely(read: Callable[[Any], User | None], value: object) -> User | None:
 
 
 def _authenticated(value: Any) -> User | None:
-    if getattr(value, "is_authenticated", True) is False:
+    known = getattr(value, "is_authenticated", True)
+    if type(known) is CoroutineType:
+        known.close()  # Quart-Auth's must be awaited; its `auth_id` says the same
+    elif known is False:
         return None
     user = as_user(value)
     if user is not None or isinstance(value, str | Mapping):

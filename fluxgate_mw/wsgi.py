@@ -18,7 +18,7 @@ from fluxgate_mw.ambient import CARRIER_KEY, NOTHING, Ambient, RequestContext, e
 from fluxgate_mw.recorder import guarded
 from fluxgate_mw.resolvers import USER_SOURCES, WSGISources
 from fluxgate_mw.semconv import UserSource
-from fluxgate_mw.timing import closing_comment, is_event_stream, server_timing
+from fluxgate_mw.timing import Costs
 from fluxgate_mw.trust import TrustedProxies
 from fluxgate_mw.types import Environ, FeatureResolver, HasRecorder, StartResponse, UserResolver, WSGIApp
 
@@ -70,7 +70,7 @@ class FluxGateWSGIMiddleware:
         if CARRIER_KEY in environ and environ[CARRIER_KEY] is covered.request and not covered.request.frozen:
             return self.app(environ, start_response)
         request = environ[CARRIER_KEY] = RequestContext(environ, self._sources)
-        costs = _Costs(request) if self._cost_header else None
+        costs = Costs(request) if self._cost_header else None
         if costs is not None or "flask" in _modules:  # else nothing has to be kept for the body
             start_response = partial(_start, environ, start_response, self._sources, costs)
         ambient = Ambient(request=request)
@@ -94,7 +94,7 @@ def _start(
     environ: Environ,
     start_response: StartResponse,
     sources: WSGISources,
-    costs: _Costs | None,
+    costs: Costs | None,
     status: str,
     headers: list[tuple[str, str]],
     exc_info: ExcInfo | None = None,
@@ -104,35 +104,14 @@ def _start(
     if "werkzeug.request" in environ:
         guarded("wsgi", sources.keep, environ, headers)
     if costs is not None:
-        headers = costs.on_headers(headers)
+        headers = _telling(headers, costs)
     return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)
 
 
-class _Costs:
-    """What is added to a response so that its reader knows what its calls cost."""
-
-    __slots__ = ("_event_stream", "_request", "_tail")
-
-    def __init__(self, request: RequestContext) -> None:
-        self._request = request
-        self._event_stream = False
-        self._tail = b"\n"
-
-    def on_headers(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return the headers with the cost of the calls that have ended by now."""
-        named = [(name.encode("latin-1", "replace"), value.encode("latin-1", "replace")) for name, value in headers]
-        self._event_stream = is_event_stream(named)
-        return [*headers, ("Server-Timing", server_timing(self._request))] if self._request.calls else headers
-
-    def on_chunk(self, chunk: bytes) -> None:
-        """Note how the stream ends so far."""
-        self._tail = chunk[-1:] or self._tail
-
-    def closing(self) -> bytes | None:
-        """Return the last chunk of an event stream, once; None where there is nothing to say or no line to say it."""
-        said = self._event_stream and self._tail == b"\n" and self._request.calls > 0
-        self._event_stream = False
-        return closing_comment(self._request) if said else None
+def _telling(headers: list[tuple[str, str]], costs: Costs) -> list[tuple[str, str]]:
+    """Return the headers with the cost of the calls that have ended by now."""
+    said = costs.text_header(headers)
+    return headers if said is None else [*headers, ("Server-Timing", said)]
 
 
 class Body(msgspec.Struct, eq=False):
@@ -153,7 +132,7 @@ class Body(msgspec.Struct, eq=False):
     request: RequestContext
     ambient: Ambient
     inside: Ambient
-    costs: _Costs | None = None
+    costs: Costs | None = None
     iterator: Iterator[bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:

@@ -77,6 +77,20 @@ def silent_view(request: HttpRequest) -> HttpResponse:
     return HttpResponse("ok")
 
 
+def events_view(request: HttpRequest) -> StreamingHttpResponse:
+    def body() -> Iterator[str]:
+        yield f"data: {ask()}\n\n"
+
+    return StreamingHttpResponse(body(), content_type="text/event-stream")
+
+
+async def async_events_view(request: HttpRequest) -> StreamingHttpResponse:
+    async def body() -> AsyncIterator[str]:
+        yield f"data: {await aask()}\n\n"
+
+    return StreamingHttpResponse(body(), content_type="text/event-stream")
+
+
 def stream_view(request: HttpRequest, key: int) -> StreamingHttpResponse:
     def body() -> Iterator[str]:
         yield "one"
@@ -144,6 +158,8 @@ urlpatterns = [
     path("silent/", silent_view),
     path("timed/", timed_view),
     path("openai/<int:key>/", openai_view),
+    path("events/", events_view),
+    path("async-events/", async_events_view),
     path("stream/<int:key>/", stream_view),
     path("async-stream/<int:key>/", async_stream_view),
     path("named-stream/<int:key>/", named_stream_view),

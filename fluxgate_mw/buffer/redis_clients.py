@@ -2,7 +2,11 @@
 
 `redis://`, `rediss://` and `unix://` name one server. `redis+sentinel://host:26379,host:26379/service/0` asks the
 Sentinels for the service's primary, `redis+cluster://host:7000,host:7001` any node for the owner of the key's slot;
-`rediss+...` speaks TLS to all of them. User, password and query of the address are for the servers that hold data.
+`rediss+...` speaks TLS to all of them. User, password and query of the address are for the servers that hold data;
+Sentinels that ask for a login are given `?sentinel_username=...&sentinel_password=...`.
+
+While a slot of a cluster is being moved, what has moved already is not asked for at its new place (no `ASKING`): such a
+stream is unavailable until the move ends, the spool takes its events meanwhile, and the flusher waits.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import inspect
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
@@ -27,6 +31,7 @@ _CLUSTER_STREAMS: Final = 8
 
 _BLOCKING_TIMEOUT_S: Final = 10.0
 _ELSEWHERE: Final = (AskError, ClusterDownError, ReadOnlyError)
+_SENTINEL_LOGIN: Final = ("sentinel_username", "sentinel_password")
 _UNNAMED: Final[dict[str, Any]] = (
     {"driver_info": None}
     if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
@@ -118,12 +123,13 @@ class RedisClients:
             await client.aclose()
 
     def _url_of(self, address: str, *, data: bool) -> str:
-        """Return the address of one server, with credentials and options where it holds data."""
+        """Return the address of one server, with its own credentials, and the database where it holds data."""
         parts = urlsplit(self._url)
-        credentials = parts.netloc.rpartition("@")[0] if data else ""
+        login, query = _split_query(parts.query)
+        credentials = parts.netloc.rpartition("@")[0] if data else login
         database = parts.path.strip("/").partition("/")[2] if self._kind == "sentinel" else ""
         netloc = f"{credentials}@{address}" if credentials else address
-        return urlunsplit((parts.scheme.partition("+")[0], netloc, f"/{database}" if data else "", parts.query, ""))
+        return urlunsplit((parts.scheme.partition("+")[0], netloc, f"/{database}" if data else "", query, ""))
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
@@ -134,6 +140,15 @@ class RedisClients:
 
 def _kind(url: str) -> str:
     return urlsplit(url).scheme.partition("+")[2]
+
+
+def _split_query(query: str) -> tuple[str, str]:
+    """Return the Sentinels' login as an address has it, and the options that are left."""
+    options = parse_qsl(query, keep_blank_values=True)
+    login = {name: quote(value, safe="") for name, value in options if name in _SENTINEL_LOGIN}
+    rest = urlencode([option for option in options if option[0] not in _SENTINEL_LOGIN], safe="/")
+    user, password = (login.get(name, "") for name in _SENTINEL_LOGIN)
+    return (f"{user}:{password}" if login else ""), rest
 
 
 def _owner(slots: Any, slot: int, seed: str) -> str:

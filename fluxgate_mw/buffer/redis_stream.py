@@ -3,6 +3,9 @@
 One entry is one pack. A consumer group made at `0` hands each entry to one consumer until it is acknowledged, and an
 acknowledged entry is deleted in the same transaction. The live stream is never trimmed: the producer looks at its
 length and at the server's memory instead, and says that it is full.
+
+Only commands of Redis 7.0 and Valkey are used. `XACKDEL` (Redis 8.2) and `XREADGROUP ... CLAIM` (Redis 8.4) would save
+a transaction and a round trip; no server that the tests run has them, and what no test runs is not promised.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from fluxgate_mw.frameworks import DJANGO
 from fluxgate_mw.recorder import guarded
 from fluxgate_mw.resolvers import USER_SOURCES, ASGISources, WSGISources
 from fluxgate_mw.semconv import UserSource
-from fluxgate_mw.timing import server_timing
+from fluxgate_mw.timing import Costs
 from fluxgate_mw.trust import TrustedProxies
 from fluxgate_mw.types import Carrier, FeatureResolver, HasRecorder, UserResolver
 from fluxgate_mw.wsgi import Body
@@ -35,8 +35,8 @@ class FluxGateMiddleware:
 
     The options are attributes of the class, for a subclass to set; they mean what the ASGI middleware's arguments do.
     A resolver is a `staticmethod`; its carrier holds the `HttpRequest` under `"fluxgate.django"`. `cost_header` adds
-    `Server-Timing` for the calls that ended before the response was returned; for the closing comment of server-sent
-    events, put the ASGI or WSGI middleware around the application instead.
+    `Server-Timing` for the calls that ended before the response was returned, and a last comment line to server-sent
+    events (a `StreamingHttpResponse`).
 
     Guarantees: loads no user for requests that make no call, and none twice. Inside `async` views the user is awaited
     when an `async` call is made; a sync call there knows only a user who is loaded already.
@@ -87,9 +87,8 @@ class FluxGateMiddleware:
         streamed = False
         try:
             response: HttpResponseBase = self._get_response(request)
-            if self.cost_header:
-                guarded("django", _tell_costs, response, served)
-            streamed = _inside(response, served, ambient, get())
+            costs = guarded("django", _told_costs, response, served) if self.cost_header else None
+            streamed = _inside(response, served, ambient, get(), costs)
         finally:
             enter(covered)
             if not streamed:
@@ -103,9 +102,8 @@ class FluxGateMiddleware:
         streamed = False
         try:
             response: HttpResponseBase = await self._get_response(request)
-            if self.cost_header:
-                guarded("django", _tell_costs, response, served)
-            streamed = _inside(response, served, ambient, get())
+            costs = guarded("django", _told_costs, response, served) if self.cost_header else None
+            streamed = _inside(response, served, ambient, get(), costs)
         finally:
             if get().request is served:
                 enter(covered)
@@ -114,30 +112,41 @@ class FluxGateMiddleware:
         return response
 
 
-def _tell_costs(response: HttpResponseBase, served: RequestContext) -> None:
-    if served.calls:
-        said = response.headers.get("Server-Timing")
-        response.headers["Server-Timing"] = ", ".join(filter(None, [said, server_timing(served)]))
+def _told_costs(response: HttpResponseBase, served: RequestContext) -> Costs:
+    """Say in the response's headers what its calls cost so far, and return what may be said at its end."""
+    costs = Costs(served)
+    said = costs.text_header(response.items())
+    if said is not None:
+        response.headers["Server-Timing"] = ", ".join(filter(None, [response.headers.get("Server-Timing"), said]))
+    return costs
 
 
-def _inside(response: Any, served: RequestContext, ambient: Ambient, inside: Ambient) -> bool:
+def _inside(response: Any, served: RequestContext, ambient: Ambient, inside: Ambient, costs: Costs | None) -> bool:
     """Put a streamed body inside the request's context; False for a response that is whole, or a file."""
     if not response.streaming or getattr(response, "file_to_stream", None) is not None:
         return False
     content = response.streaming_content
     wrap = _AsyncBody if response.is_async else Body
-    response.streaming_content = wrap(content, served, ambient, inside)
+    response.streaming_content = wrap(content, served, ambient, inside, costs)
     return True
 
 
 class _AsyncBody:
     """An async body whose steps run inside the request's context. Django closes it with its response."""
 
-    def __init__(self, body: AsyncIterator[bytes], request: RequestContext, ambient: Ambient, inside: Ambient) -> None:
+    def __init__(
+        self,
+        body: AsyncIterator[bytes],
+        request: RequestContext,
+        ambient: Ambient,
+        inside: Ambient,
+        costs: Costs | None,
+    ) -> None:
         self._body = body
         self._request = request
         self._ambient = ambient
         self._inside = inside
+        self._costs = costs
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -146,7 +155,15 @@ class _AsyncBody:
         covered = get()
         enter(self._inside)
         try:
-            return await anext(self._body)
+            chunk = await anext(self._body)
+            if self._costs is not None:
+                self._costs.on_chunk(chunk)
+        except StopAsyncIteration:
+            if self._costs is None or (last := self._costs.closing()) is None:
+                raise
+            return last
+        else:
+            return chunk
         finally:
             if get().request is self._request:
                 self._inside = get()

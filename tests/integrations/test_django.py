@@ -184,6 +184,28 @@ async def test_the_cost_is_sent_with_plain_responses_where_it_is_turned_on(
                 assert response.headers["server-timing"].startswith('llm;desc="1 call $0.0002";dur=')
 
 
+@pytest.mark.anyio
+async def test_the_cost_ends_server_sent_events_where_it_is_turned_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A last comment line, under WSGI and under ASGI; nothing where it is off, and nothing in another stream."""
+
+    def over_wsgi_body(path: str) -> bytes:
+        return WSGIClient(get_wsgi_application(), use_cookies=False).get(path).get_data()
+
+    with capture_events():
+        assert over_wsgi_body("/events/") == b"data: answer\n\n"
+        monkeypatch.setattr(DjangoMiddleware, "cost_header", True)
+        assert over_wsgi_body("/stream/7/") == b"oneanswer"
+        plain, comment, rest = over_wsgi_body("/events/").partition(b": llm;")
+        assert (plain, comment) == (b"data: answer\n\n", b": llm;")
+        assert rest.startswith(b'desc="1 call $0.0002";dur=')
+        assert rest.endswith(b"\n")
+        transport = httpx.ASGITransport(get_asgi_application())
+        async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+            response = await client.get("/async-events/")
+            assert response.content.startswith(b'data: answer\n\n: llm;desc="1 call $0.0002";dur=')
+            assert response.content.count(b"llm;") == 1
+
+
 def test_a_cookie_session_user_is_not_asked_where_the_framework_is_switched_off(
     cookie: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from fluxgate_mw.testing import capture_events
 from tests.asking import aask, ask, who
 
 # Parameters that are inferred from the path, as every release takes them.
-pytestmark = pytest.mark.filterwarnings("ignore::litestar.exceptions.base_exceptions.LitestarDeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(deprecated inferred style|Inferred dependency):DeprecationWarning")
 
 
 def survival(place: str) -> pytest.MarkDecorator:
@@ -224,12 +224,12 @@ async def emitting_with_context_handler(request: Request[Any, Any, Any], key: in
     return "x"
 
 
-def heard(path: str) -> list[UsageEvent]:
+def heard(path: str, **options: Any) -> list[UsageEvent]:
     """Return what listeners recorded, for overlapping requests of many users and of nobody."""
     app = Litestar(
         [emitting_handler, emitting_with_context_handler],
         middleware=[DefineMiddleware(Authentication)],
-        plugins=[FluxGatePlugin()],
+        plugins=[FluxGatePlugin(**options)],
         listeners=[on_asked, on_asked_with_context],
         openapi_config=None,
     )
@@ -257,3 +257,12 @@ def test_an_event_listener_that_is_given_current_knows_who_asked() -> None:
             event.metadata["asked by"],
             "GET /emit-with-context/{key}",
         )
+
+
+@survival("event listeners, with carry_to_listeners=True")
+def test_an_event_listener_that_is_carried_to_knows_who_asked_and_how() -> None:
+    """Where the plugin is told to; each of overlapping requests is its own, an anonymous one is nobody's."""
+    events = heard("/emit/7", carry_to_listeners=True)
+    for event in events:
+        assert (str(event.user and event.user.id), event.feature) == (event.metadata["asked by"], "GET /emit/{key}")
+    assert len({event.request_id for event in events}) == 40

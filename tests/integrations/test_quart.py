@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import quart
+import quart_auth
 from quart.views import MethodView
 
 from fluxgate_mw import FluxGateMiddleware, UsageEvent, feature
@@ -154,3 +155,69 @@ async def test_a_call_in_a_websocket_knows_user_and_rule() -> None:
         ):
             await connected.receive()
     assert [who(event) for event in events] == [("ada", "WEBSOCKET /socket/<int:key>")]
+
+
+class Member(quart_auth.AuthUser):
+    """A user of the application, whose name is known."""
+
+    name = "Ada"
+
+
+@survival("Quart-Auth")
+@pytest.mark.parametrize("extension", [True, False])
+async def test_quart_auths_user_is_known_in_views_of_every_kind(extension: bool) -> None:  # noqa: FBT001
+    """Who is signed in by a cookie, never asked for by the view; nobody is nobody; in a stream by the extension."""
+    app = make(extension=extension)
+    app.secret_key = "secret"
+    quart_auth.QuartAuth(app, user_class=Member, cookie_secure=False)
+
+    @app.post("/sign-in")
+    async def sign_in() -> str:
+        quart_auth.login_user(Member("bob"))
+        return await aask()
+
+    @app.get("/async")
+    async def view() -> str:
+        return await aask()
+
+    @app.get("/sync")
+    def sync_view() -> str:
+        return ask()
+
+    @app.get("/streamed")
+    async def streamed() -> AsyncIterator[str]:
+        async def body() -> AsyncIterator[str]:
+            yield await aask()
+
+        return body()
+
+    with capture_events() as events:
+        async with app.test_app() as running:
+            client = running.test_client()
+            await client.get("/async")
+            await client.post("/sign-in")
+            for path in ("/async", "/sync", *(["/streamed"] if extension else [])):
+                await (await client.get(path)).get_data()
+    users = [(event.user and event.user.id, event.user_source) for event in events]
+    assert users == [(None, "none"), *[("bob", "framework")] * (len(events) - 1)]
+    assert len(events) == (5 if extension else 4)
+
+
+@survival("Quart-Auth")
+async def test_quart_auths_user_is_known_in_a_websocket() -> None:
+    """By the extension."""
+    app = make()
+    app.secret_key = "secret"
+    quart_auth.QuartAuth(app, mode="bearer")
+
+    @app.websocket("/socket/<int:key>")
+    async def socket(key: int) -> None:
+        await quart.websocket.send(await aask())
+
+    with capture_events() as events:
+        async with app.test_app() as running:
+            token = quart_auth.generate_auth_token(running.test_client(), "bob")
+            headers = {"Authorization": f"Bearer {token}"}
+            async with running.test_client().websocket("/socket/7", headers=headers) as connected:
+                await connected.receive()
+    assert [who(event) for event in events] == [("bob", "WEBSOCKET /socket/<int:key>")]

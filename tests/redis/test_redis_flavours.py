@@ -10,6 +10,7 @@ import pytest
 import trustme
 from redis.asyncio import Redis
 from redis.crc import key_slot
+from redis.exceptions import RedisError
 
 from fluxgate_mw import FluxGate, UsageEvent
 from fluxgate_mw.buffer.redis_clients import stream_keys
@@ -121,6 +122,26 @@ async def test_a_service_that_no_sentinel_knows_is_unavailable(servers, tmp_path
     sentinel.kill()
 
 
+async def test_sentinels_and_servers_that_ask_for_logins_of_their_own(servers, tmp_path, stream_key):
+    """Each is given its own password; a Sentinel that is given none, or the server's, is unavailable."""
+    primary = servers("--requirepass", "servers-own")
+    lines = (f"sentinel auth-pass {SERVICE} servers-own", "user default off", "user guard on >sentinels-own +@all")
+    sentinel = start_sentinel(primary, tmp_path, *lines)
+    service = f"127.0.0.1:{sentinel.port}/{SERVICE}"
+    known = f"redis+sentinel://:servers-own@{service}?sentinel_username=guard&sentinel_password=sentinels-own"
+    stream = RedisStream(known, stream_key=stream_key, consumer_group="g")
+    await append_again(stream, 1)
+    assert await drained_numbers(stream) == [1]
+    await stream.aclose()
+    for wrong in (f"redis+sentinel://:servers-own@{service}", known.replace("=sentinels-own", "=servers-own")):
+        refused = RedisStream(wrong, stream_key=stream_key, consumer_group="g")
+        with pytest.raises(BackendUnavailable) as caught:
+            await refused.append(one(0), 1)
+        assert "-own" not in str(caught.value)
+        await refused.aclose()
+    sentinel.kill()
+
+
 @pytest.fixture
 async def cluster(servers):
     """Three nodes that share the slots."""
@@ -196,8 +217,51 @@ async def test_a_slot_that_moves_is_followed(cluster):
         await stream.aclose()
 
 
+async def test_a_slot_on_its_way_delays_and_loses_nothing(cluster, tmp_path):
+    """While a stream has moved and its slot has not (`ASK`), events are spooled; afterwards all are stored once."""
+    url = cluster_url(cluster)
+    settings = Settings.load({"redis_url": url, "data_dir": tmp_path})
+    async with FluxGate(redis_url=url, data_dir=tmp_path, instrument=False) as fg:
+        fg.record(UsageEvent())
+        assert await fg.aflush(5)
+        [stream_key] = [key for key in stream_keys(url, settings.stream_key) if await holds(cluster, key)]
+        end = await begin_move(cluster, stream_key)
+        stream = RedisStream(url, stream_key=stream_key, consumer_group="g")
+        with pytest.raises(BackendUnavailable, match="AskError"):
+            await stream.append(one(0), 1)
+        await stream.aclose()
+        for _ in range(9):
+            fg.record(UsageEvent())
+        assert await fg.aflush(5)
+        assert fg.statistics().spooled == 9
+        await end()
+        await until(lambda: fg.statistics().returned == 9, 30)
+    buffers, store = make_buffers(settings), SQLiteStore(tmp_path / "s.sqlite3")
+    await make_flusher(settings, store, buffers).run_once(wait=True)
+    assert await store.count() == 10
+    for part in (*buffers, store):
+        await part.aclose()
+
+
+async def holds(nodes, key):
+    """Whether one of the nodes has the key."""
+    for node in nodes:
+        try:
+            if await call(node, "EXISTS", key):
+                return True
+        except RedisError:
+            continue
+    return False
+
+
 async def move(nodes, key):
     """Move the slot of a key to another node, as a resharding does."""
+    end = await begin_move(nodes, key)
+    await end()
+
+
+async def begin_move(nodes, key):
+    """Move a key to another node, and return what moves its slot after it."""
     slot = key_slot(key.encode())
     owner = nodes[slot * 3 // 16384]
     target = next(node for node in nodes if node is not owner)
@@ -205,8 +269,12 @@ async def move(nodes, key):
     await call(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[owner])
     await call(owner, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
     await call(owner, "MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
-    for node in (target, owner, *nodes):
-        await call(node, "CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+
+    async def end():
+        for node in (target, owner, *nodes):
+            await call(node, "CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+
+    return end
 
 
 class TLSProxy:

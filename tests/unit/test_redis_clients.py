@@ -9,6 +9,7 @@ from redis.exceptions import ClusterDownError, MovedError, ReadOnlyError, Respon
 from fluxgate_mw.buffer.redis_clients import RedisClients, _address, _owner
 
 SENTINEL = "rediss+sentinel://ann:pw@s1:26379,s2:26380/costs/3?ssl_ca_certs=/ca.pem"
+LOGIN = "redis+sentinel://ann:pw@s1:26379/costs?sentinel_username=guard&sentinel_password=p%40%2F&socket_keepalive=yes"
 CLUSTER = "redis+cluster://ann:pw@n1:7000,n2:7001"
 
 
@@ -17,12 +18,15 @@ CLUSTER = "redis+cluster://ann:pw@n1:7000,n2:7001"
     [
         (SENTINEL, "db:6379", True, "rediss://ann:pw@db:6379/3?ssl_ca_certs=/ca.pem"),
         (SENTINEL, "s1:26379", False, "rediss://s1:26379?ssl_ca_certs=/ca.pem"),
+        (LOGIN, "db:6379", True, "redis://ann:pw@db:6379/?socket_keepalive=yes"),
+        (LOGIN, "s1:26379", False, "redis://guard:p%40%2F@s1:26379?socket_keepalive=yes"),
+        (f"{SENTINEL}&sentinel_password=x", "s1:2", False, "rediss://:x@s1:2?ssl_ca_certs=/ca.pem"),
         (CLUSTER, "n2:7001", True, "redis://ann:pw@n2:7001/"),
         ("redis+sentinel://s1:26379/costs", "[::1]:6379", True, "redis://[::1]:6379/"),
     ],
 )
 def test_credentials_and_options_go_to_the_servers_that_hold_data(url, address, data, expected):
-    """A Sentinel is given neither user nor database; TLS and its options are for all."""
+    """A Sentinel is given its own login or none, and no database; TLS and other options are for all."""
     assert RedisClients(url, "k", 0.5)._url_of(address, data=data) == expected
 
 
