@@ -33,7 +33,11 @@ T = TypeVar("T")
 Summary = dict[str, float]
 Samples = dict[str, list[float]]
 
-CLOCKS: Final[Mapping[str, Callable[[], int]]] = {"wall": time.perf_counter_ns, "cpu": time.process_time_ns}
+CLOCKS: Final[Mapping[str, Callable[[], int]]] = {
+    "wall": time.perf_counter_ns,
+    "cpu": time.process_time_ns,
+    "thread": time.thread_time_ns,
+}
 
 
 def options(description: str, *, rounds: int) -> argparse.ArgumentParser:
@@ -48,7 +52,9 @@ def options(description: str, *, rounds: int) -> argparse.ArgumentParser:
         "--quick", action="store_true", help="few and short rounds, for CI: says that it works, no more"
     )
     parser.add_argument("--rounds", type=int, default=rounds, help="interleaved rounds (default: %(default)s)")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: less disturbed by a loaded machine")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu, thread: less disturbed by a loaded machine"
+    )
     return parser
 
 
@@ -65,8 +71,8 @@ def microseconds(run: Callable[[int], object], count: int, clock: str = "wall") 
     Args:
         run: Does so many operations.
         count: How many.
-        clock: A key of `CLOCKS`: `wall`, or `cpu` for the processor time of all threads of this process, which the
-            load of other processes disturbs less.
+        clock: A key of `CLOCKS`: `wall`; `cpu` for the processor time of all threads of this process, which the load
+            of other processes disturbs less; `thread` for that of the calling thread alone.
     """
     now = CLOCKS[clock]
     start = now()

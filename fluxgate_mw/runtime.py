@@ -12,24 +12,26 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import cached_property, partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
 from fluxgate_mw import diagnostics
-from fluxgate_mw.background import BackgroundFlusher
 from fluxgate_mw.buffer.emitter import Emitter, EmitterStatistics
 from fluxgate_mw.buffer.pack import pack, unpack
 from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.errors import BackendError
 from fluxgate_mw.event import UsageEvent, decode_event
 from fluxgate_mw.extras import load
-from fluxgate_mw.flusher import Flusher, FlusherStatistics
-from fluxgate_mw.health import Health
 from fluxgate_mw.recorder import Recorder, guarded, set_default, set_default_factory
 from fluxgate_mw.settings import Settings, mask_url
 from fluxgate_mw.stores import open_store
 from fluxgate_mw.types import ASGIApp, Buffer, Pending, Store
+
+if TYPE_CHECKING:
+    from fluxgate_mw.background import BackgroundFlusher
+    from fluxgate_mw.flusher import Flusher, FlusherStatistics
+    from fluxgate_mw.health import Health
 
 __all__ = ["FluxGate", "Statistics", "make_buffers", "make_emitter", "make_flusher", "opened_flusher"]
 
@@ -76,7 +78,6 @@ class FluxGate:
     def __init__(self, *, redact: Callable[[str], str] | None = None, **settings: Any) -> None:
         self.settings = Settings.load(settings)
         self._emitter = make_emitter(self.settings)
-        self._flusher = BackgroundFlusher(partial(opened_flusher, self.settings))
         self._flusher_wanted = self.settings.flusher == "background"
         self.recorder: Recorder = Recorder(self.settings, _Sink(self), redact=redact)
         self._undo: Callable[[], None] | None = None
@@ -97,6 +98,13 @@ class FluxGate:
     def store(self) -> Store:
         """The store that the settings name, for reading; opened at its first use."""
         return open_store(self.settings.effective_store_url)
+
+    @cached_property
+    def _flusher(self) -> BackgroundFlusher:
+        """The one in the background; most web workers run none, and import nothing of it."""
+        make = load("fluxgate_mw.background:BackgroundFlusher", extra="all", needed_for="FLUXGATE_FLUSHER=background")
+        flusher: BackgroundFlusher = make(partial(opened_flusher, self.settings))
+        return flusher
 
     def record(self, event: UsageEvent) -> None:
         """Deliver an event that you made yourself. Never raises; what cannot be taken is counted.
@@ -125,14 +133,16 @@ class FluxGate:
         """
         self._uninstrument()
         accepted = self._emitter.stop(self.settings.shutdown_timeout_s)
-        self._flusher.stop(self.settings.shutdown_timeout_s)
+        if self._flusher_wanted:
+            self._flusher.stop(self.settings.shutdown_timeout_s)
         return accepted
 
     async def astop(self) -> bool:
         """Do what `stop` does without blocking the event loop."""
         self._uninstrument()
         accepted = await self._emitter.astop(self.settings.shutdown_timeout_s)
-        await self._flusher.astop(self.settings.shutdown_timeout_s)
+        if self._flusher_wanted:
+            await self._flusher.astop(self.settings.shutdown_timeout_s)
         return accepted
 
     def flush(self, timeout_s: float | None = None) -> bool:
@@ -152,7 +162,8 @@ class FluxGate:
     def statistics(self) -> Statistics:
         """Return a snapshot of what became of the events. Concurrency: any thread."""
         emitter = msgspec.structs.asdict(self._emitter.statistics())
-        return Statistics(**emitter, notes=diagnostics.counts(), flusher=self._flusher.statistics())
+        flusher = self._flusher.statistics() if self._flusher_wanted else None
+        return Statistics(**emitter, notes=diagnostics.counts(), flusher=flusher)
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:  # noqa: ARG002  (the framework's signature)
@@ -215,12 +226,14 @@ class FluxGate:
         await self.astop()
 
     def _health(self) -> Health:
-        return Health(
+        make = load("fluxgate_mw.health:Health", extra="all", needed_for="FluxGate.dashboard()")
+        health: Health = make(
             store=self.store,
             buffers=partial(make_buffers, self.settings),
             flusher=self._flusher.statistics,
             emitter=self._emitter.statistics,
         )
+        return health
 
     def _timeout(self, timeout_s: float | None) -> float:
         return self.settings.shutdown_timeout_s if timeout_s is None else timeout_s
@@ -307,7 +320,8 @@ async def opened_flusher(settings: Settings, store: Store | None = None) -> Asyn
 
 def make_flusher(settings: Settings, store: Store, buffers: Sequence[Buffer]) -> Flusher:
     """Return a flusher from these buffers to this store, as the settings describe it; it closes neither."""
-    return Flusher(
+    make = load("fluxgate_mw.flusher:Flusher", extra="all", needed_for="the flusher")
+    flusher: Flusher = make(
         buffers=buffers,
         store=store,
         unpack=unpack,
@@ -315,6 +329,7 @@ def make_flusher(settings: Settings, store: Store, buffers: Sequence[Buffer]) ->
         decode=decode_event,
         claim_min_idle_s=settings.claim_min_idle_s,
     )
+    return flusher
 
 
 async def _closed(buffer: Buffer) -> None:

@@ -8,13 +8,15 @@ every implementation.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from wsgiref.types import StartResponse, WSGIApplication
 
 import msgspec
 
 from fluxgate_mw.event import TokenUsage, UsageEvent
-from fluxgate_mw.query import CostReport, Dimension, EventFilter, EventPage, EventQuery
+
+if TYPE_CHECKING:
+    from fluxgate_mw.query import CostReport, Dimension, EventFilter, EventPage, EventQuery
 
 __all__ = [
     "ASGIApp",

@@ -12,8 +12,9 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.buffer.breaker import CircuitBreaker
@@ -37,8 +38,7 @@ _SPOOLING_TAKES_S: Final = 1.0
 _CLOSE_S: Final = 0.5
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """The bounds of one emitter: events and bytes in memory, seconds between drains and for a shutdown."""
 
     max_events: int
@@ -47,8 +47,7 @@ class Limits:
     shutdown_timeout_s: float
 
 
-@dataclass
-class Flush:
+class Flush(msgspec.Struct, eq=False):
     """One request to deliver what is queued: `accepted` is valid once `done`."""
 
     dropped_before: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from fluxgate_mw.buffer.pack import pack
 from fluxgate_mw.types import Pending
@@ -18,10 +18,8 @@ _MADE_AT_ONCE: Final = 10
 """Events that are made in one go: the interpreter's lock is the application's again in between."""
 
 
-class _Waiting(NamedTuple):
-    queued_at: float
-    size_bytes: int
-    event: bytes | Pending
+_Waiting = tuple[float, int, bytes | Pending]
+"""When it was queued, in monotonic seconds, its size in bytes, and the event."""
 
 
 class EventQueue:
@@ -67,7 +65,7 @@ class EventQueue:
             self.refused += 1
         else:
             self._bytes_in += size
-            self._waiting.append(_Waiting(time.monotonic(), size, event))
+            self._waiting.append((time.monotonic(), size, event))
 
     def take(self) -> bool:
         """Move the oldest events to the batch; return whether it is what one pack may hold, or all there is.
@@ -78,13 +76,11 @@ class EventQueue:
         while self._waiting and len(batch) < _PACK_EVENTS and self._packed_bytes < _PACK_BYTES:
             if not left:
                 return False
-            item = popleft()
-            event = item.event
+            queued_at, size, event = popleft()
             if not isinstance(event, bytes):
                 left -= 1
                 event = self._encode(event)
-                item = item._replace(event=event)
-            batch.append(item)
+            batch.append((queued_at, size, event))
             self._packed_bytes += len(event)
         return True
 
@@ -100,7 +96,7 @@ class EventQueue:
     def settle(self) -> int:
         """Forget the batch, whose fate is decided; return how many events it was."""
         settled, self._batch, self._packed_bytes = self._batch, [], 0
-        self._bytes_out += sum(item.size_bytes for item in settled)
+        self._bytes_out += sum(size for _, size, _ in settled)
         return len(settled)
 
     def put_back(self) -> None:

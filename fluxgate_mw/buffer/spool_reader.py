@@ -11,10 +11,11 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from fluxgate_mw.buffer.segments import OPEN, SEALED, adopt, next_frame, try_lock
 from fluxgate_mw.types import Entry
@@ -25,8 +26,7 @@ _CAREFUL_FROM: Final = 3
 _BAD: Final = ".bad"
 
 
-@dataclass
-class _Reading:
+class _Reading(msgspec.Struct, eq=False):
     """One segment that is being read, or that was read and waits for acknowledgements."""
 
     base: str
@@ -35,7 +35,7 @@ class _Reading:
     offset: int
     data: bytes
     exhausted: bool = False
-    given: dict[str, tuple[Entry, float]] = field(default_factory=dict)
+    given: dict[str, tuple[Entry, float]] = msgspec.field(default_factory=dict)
 
     @property
     def careful(self) -> bool:

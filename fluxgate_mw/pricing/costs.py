@@ -1,0 +1,77 @@
+"""The cost of one call: its model's tariff, and the arithmetic of its usage."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from fluxgate_mw.event import TokenUsage
+from fluxgate_mw.pricing import Price
+from fluxgate_mw.pricing.override import CostOverride
+from fluxgate_mw.pricing.rates import Sheet, UnpricedError, cost_nanos, overlay
+from fluxgate_mw.pricing.table import index, tariff_of
+
+__all__ = ["price", "table_version"]
+
+_OVERRIDE_VERSION: Final = "cost_override"
+_NOT_COUNTS: Final = Price(None, None, "invalid usage: the counts are no whole numbers")
+
+
+def table_version() -> str:
+    """Return what the tables were made from, as `price_version` spells it: `genai-prices 0.2.3`."""
+    return index().version
+
+
+def price(
+    provider: str | None,
+    model: str | None,
+    usage: TokenUsage,
+    *,
+    at: datetime,
+    service_tier: str | None = None,
+    override: CostOverride | None = None,
+    override_version: str = _OVERRIDE_VERSION,
+) -> Price:
+    """Return what a call cost.
+
+    Args:
+        provider: As `provider_of_host` gives it, or any common name of the provider.
+        model: As the provider or a gateway spells it, in any case.
+        usage: Reported totals that include their subsets.
+        at: When the call was made; a naive time is taken as UTC.
+        service_tier: As the response says, `batch` included; None and an unknown one mean the usual rates.
+        override: Own rates; what it leaves out is taken from the table, where the model is in one.
+        override_version: How `price_version` names them.
+
+    Guarantees: raises nothing, whatever the counts are; a cost that is not known is None, never 0.
+
+    Concurrency: any thread.
+
+    >>> from datetime import UTC, datetime
+    >>> price("openai", "gpt-4o-mini", TokenUsage(input_tokens=1000, output_tokens=10), at=datetime.now(UTC)).cost_nanos
+    156000
+    """
+    tariff = tariff_of(provider, model)
+    if override is not None:
+        own = override.rates()
+        if isinstance(tariff, str):
+            return _priced(((0, msgspec.structs.replace(own, complete=False)),), usage, override_version)
+        sheet = overlay(tariff.sheet(at, service_tier), ((0, own),))
+        return _priced(sheet, usage, f"{override_version}, {tariff.version}")
+    if isinstance(tariff, str):
+        return Price(None, None, tariff)
+    return _priced(tariff.sheet(at, service_tier), usage, tariff.version)
+
+
+def _priced(sheet: Sheet, usage: TokenUsage, version: str) -> Price:
+    if usage.input_tokens is None and usage.output_tokens is None:
+        return Price(None, None, "no usage")
+    try:
+        nanos = cost_nanos(sheet, usage)
+    except UnpricedError as error:
+        return Price(None, None, str(error))
+    except (TypeError, ArithmeticError):
+        return _NOT_COUNTS
+    return Price(nanos, version) if type(nanos) is int else _NOT_COUNTS
