@@ -91,7 +91,10 @@ def stream_emitter(server: RedisServer, folder: Path, stream_key: str, **options
 
 
 def test_a_killed_process_loses_at_most_the_last_interval(folder):
-    """Kill -9 under load: what arrived is gapless from the first event to the last interval before the kill."""
+    """Kill -9 under load: what arrived is gapless from the first event to the last interval before the kill.
+
+    otel-collector#6020: nothing else is volatile before the durable point.
+    """
     process = start("until_killed", folder, "-", "-")
     assert process.stdout.readline() == "running\n"
     wait_until(lambda: len(list(folder.glob("*.seg"))) > 2)
@@ -107,7 +110,10 @@ def test_a_killed_process_loses_at_most_the_last_interval(folder):
 
 
 def test_a_killed_process_loses_no_durable_event(folder):
-    """Kill -9 with `durable`: every event whose `emit` returned is in the spool."""
+    """Kill -9 with `durable`: every event whose `emit` returned is in the spool.
+
+    open-telemetry/opentelemetry-collector-contrib#50102: a backlog that a restart lost.
+    """
     process = start("durably_until_killed", folder, "-", "-")
     said = [process.stdout.readline() for _ in range(300)]
     process.kill()
@@ -210,7 +216,10 @@ That 99 of 100 calls take less than a millisecond is measured by `benchmarks/ben
 
 
 def test_a_frozen_server_is_not_felt_by_emit(folder, own_server, stream_key):
-    """With the server stopped by SIGSTOP, calls of `emit` do not wait for it."""
+    """With the server stopped by SIGSTOP, calls of `emit` do not wait for it.
+
+    open-telemetry/opentelemetry-python#2024: an application that hung while its collector was down.
+    """
     emitter = stream_emitter(own_server, folder, stream_key)
     emitter.emit(numbered(0))
     assert emitter.flush(5)
@@ -256,7 +265,10 @@ def test_a_killed_and_restarted_server_loses_nothing(folder, own_server, stream_
 
 
 def test_a_server_out_of_memory_sends_events_to_the_spool(folder, tmp_path, stream_key):
-    """Where the server refuses to grow, the spool takes over, and nothing is trimmed."""
+    """Where the server refuses to grow, the spool takes over, and nothing is trimmed.
+
+    PostHog/posthog#1811: a full Redis that ended all ingestion.
+    """
     server = RedisServer(valkey_binary(), tmp_path / "small", "--save", "", "--maxmemory", "3mb")
     server.start()
     try:
@@ -334,7 +346,10 @@ def test_a_lost_reply_is_counted_once_and_comes_twice_at_most(folder, own_server
 
 
 def test_ten_thousand_events_in_one_burst_all_arrive(place):
-    """A burst is taken whole and arrives whole."""
+    """A burst is taken whole and arrives whole.
+
+    BerriAI/litellm#1714: logs that failed under high traffic.
+    """
     folder, url, stream_key = place
     stream = None if url == "-" else lambda: RedisStream(url, stream_key=stream_key, consumer_group="flushers")
     emitter = Emitter(spool=lambda: Spool(folder), stream=stream)

@@ -221,7 +221,10 @@ def test_the_trust_strip_shows_what_may_be_missing(client):
 
 
 def test_losses_are_shown_where_nothing_else_is(tmp_path):
-    """An empty page says what was dropped: that may be why it is empty."""
+    """An empty page says what was dropped: that may be why it is empty.
+
+    PostHog/posthog-python#146, langfuse/langfuse#15374: drops that only a line in the log knew of.
+    """
     for client in _serve(
         SQLiteStore(tmp_path / "e.sqlite3"), trust=lambda: {"dropped": {"spool_full": 4}, "queued": 0}
     ):
