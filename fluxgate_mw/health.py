@@ -29,6 +29,7 @@ __all__ = ["BufferHealth", "Health", "Snapshot"]
 MAX_LAG_S: Final = 300.0
 """How old the oldest event that is not stored may be for the delivery to count as ready, where nothing is asked."""
 
+_UNCOVERED: Final = "not_covered_"
 _KEPT_S: Final = 1.0
 _TIMEOUT_S: Final = 2.0
 _STORE_TIMEOUT_S: Final = 5.0
@@ -90,7 +91,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     def trust(self) -> Mapping[str, object]:
-        """Return what a reader of the dashboard should know of events that its figures do not hold."""
+        """Return what a reader of the dashboard should know of events that its figures do not hold.
+
+        What this process dropped, by reason, and what it saw that is billed and not recorded, by kind. Other processes
+        know their own alone: theirs is in their `statistics()` and `/metrics`.
+        """
         figures: dict[str, object] = {
             "waiting_packs": self._total("entries"),
             "lag, s": round(self.oldest_age_s, 1),
@@ -101,8 +106,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         if quarantined := self._total("quarantined"):
             figures["quarantined_files"] = quarantined
         if self.emitter is not None:
-            figures |= {"queued": self.emitter.queued, "dropped": sum(self.emitter.dropped.values())}
-        return figures
+            figures |= {"queued": self.emitter.queued, "dropped": self.emitter.dropped or 0}
+        uncovered = {kind.removeprefix(_UNCOVERED): times for kind, times in self.notes.items() if _UNCOVERED in kind}
+        return figures | ({"not covered": uncovered} if uncovered else {})
 
     def _total(self, figure: str) -> int:
         return sum(buffer.figures.get(figure, 0) for buffer in self.buffers)

@@ -38,6 +38,7 @@ _FACET_VALUES: Final = 8
 _LATEST: Final = 8
 _NEIGHBOURS: Final = timedelta(minutes=15)
 _MOST_NEIGHBOURS: Final = 200
+_LAG, _STALE_S = "lag, s", 30.0
 _YEAR_S: Final = 365 * 24 * 3600
 _PLAIN: Final = {"Not Found": "There is no such page.", "Method Not Allowed": "This page can only be read."}
 
@@ -381,4 +382,5 @@ def _flat(figures: Mapping[str, object], prefix: str = "") -> list[tuple[str, ob
 def _trust_item(name: str, value: object) -> tuple[str, str, bool]:
     whole = isinstance(value, int) and not isinstance(value, bool)
     text = fmt.count(value) if whole and isinstance(value, int) else str(value)
-    return name, text, bool(value) and name.startswith(("drop", "dead", "lost", "quarantin"))
+    late = name == _LAG and isinstance(value, float) and value > _STALE_S
+    return name, text, late or (bool(value) and name.startswith(("drop", "dead", "lost", "quarantin", "not covered")))

@@ -37,6 +37,7 @@ class Renderer:
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            auto_reload=False,  # no look at the disk while the host's event loop waits
         )
         self._environment.globals.update(
             title=title,
@@ -44,6 +45,8 @@ class Renderer:
             asset_version=_version_of_assets(),
         )
         self._environment.filters["segment"] = _segment
+        for name in self._environment.list_templates():
+            self._environment.get_template(name)
 
     def page(self, request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
         """Return the reply made of a template. Text that has no UTF-8 form is shown with question marks."""

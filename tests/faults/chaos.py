@@ -3,8 +3,8 @@
 Run as `python -m tests.faults.chaos --seconds 60 --seed 1`: several web workers emit numbered events through the public
 API; a flusher is the real command, another dies between commit and acknowledgement; one Valkey server keeps its
 data (AOF). Workers, flushers and server are killed by SIGKILL and started again; the server is frozen, starved of
-memory and emptied; the store is locked, and read by others. Then everything is mended, and every event that was
-emitted is looked for.
+memory and emptied; the store is locked, and read by others; the spool's disk is filled, where root may mount a small
+one. Then everything is mended, and every event that was emitted is looked for.
 
 The law: an event is stored once, or a dead letter, or was in the server when it was emptied, or was counted as
 dropped by its process, or was emitted less than the stated bound before its process was killed.
@@ -33,7 +33,7 @@ import redis
 
 from fluxgate_mw.buffer.pack import unpack
 from fluxgate_mw.event import decode_event
-from tests.faults.chaos_parts import journal
+from tests.faults.chaos_parts import RECORD, journal
 from tests.servers import RedisServer, valkey_binary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +44,10 @@ LOST_WHILE_FROZEN_S = 0.6
 """The same while a stream that just froze is given up."""
 SCHEDULING_S = 0.25
 """What a crowded machine adds to both."""
+ROOM_IS_SEEN_S = 0.5
+"""How long after a full disk has room again events may still wait in memory: a pause of the delivery, and a drain."""
+DISK = "64m"
+MOST_TIMES_LONGER = 4
 
 Event = tuple[str, int]
 
@@ -56,6 +60,7 @@ class Worker:
     process: subprocess.Popen[bytes]
     killed_at: float | None = None
     disturbed: bool = False
+    in_memory_since: float | None = None
 
 
 @dataclass
@@ -71,6 +76,7 @@ class Report:
     lost_to_kills: int = 0
     longest_loss_ms: float = 0.0
     longest_loss_while_disturbed_ms: float = 0.0
+    small_disk: bool = False
     faults: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
@@ -116,13 +122,23 @@ class Chaos:
         self.emptied: set[Event] = set()
         self.server_busy = self.store_busy = False
         self.disturbed_until = 0.0
+        self.disk_filled_at: float | None = None
+        self.disk_filled_at_last: float | None = None
+        self.disk_had_room_at = 0.0
 
-    def run(self, seconds: float) -> Report:
-        """Let things go wrong for so long, mend everything, and do the accounts."""
+    def run(self, seconds: float, *, least_events: int = 0, least_kills: int = 0) -> Report:
+        """Let things go wrong for so long, mend everything, and do the accounts.
+
+        On a slow machine it goes on until so many events are emitted and processes killed, four times as long at most.
+        """
         try:
+            self.report.small_disk = self._mount_small_disk()
             self.server.start()
-            deadline, next_at = time.monotonic() + seconds, time.monotonic() + 1.0
-            while (now := time.monotonic()) < deadline:
+            began, next_at = time.monotonic(), time.monotonic() + 1.0
+            while (now := time.monotonic()) < began + seconds or (
+                now < began + seconds * MOST_TIMES_LONGER
+                and (self.report.kills < least_kills or self._emitted_so_far() < least_events)
+            ):
                 self._keep_running()
                 self._mend(now)
                 if now >= next_at:
@@ -134,6 +150,17 @@ class Chaos:
         finally:
             self._clean_up()
         return self.report
+
+    def _mount_small_disk(self) -> bool:
+        if os.geteuid() != 0:
+            return False
+        spool = self.folder / "spool"
+        spool.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK},mode=700", "chaos", str(spool)]
+        return subprocess.run(mount, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+    def _emitted_so_far(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.glob("*.journal")) // RECORD.size
 
     def _environ(self) -> dict[str, str]:
         return os.environ | {
@@ -181,6 +208,8 @@ class Chaos:
         if not self.server_busy:
             faults += [(self._kill_server, 2), (self._freeze_server, 2), (self._starve_server, 2)]
             faults += [(self._empty_server, 1)]
+        if self.report.small_disk and self.disk_filled_at is None:
+            faults += [(self._fill_disk, 2)]
         if not self.store_busy and self.store.exists():
             faults += [(self._lock_store, 2), (self._look_at_store, 2)]
         actions, weights = zip(*faults, strict=True)
@@ -196,6 +225,7 @@ class Chaos:
             victim.process.kill()
             victim.process.wait()
             victim.killed_at, victim.disturbed = time.time(), self._is_disturbed()
+            victim.in_memory_since = self._in_memory_since(victim.killed_at)
             self.slots[slot] = None
             self._count("kill worker")
 
@@ -263,6 +293,26 @@ class Chaos:
             live, dead, _ = pipeline.execute()
         self.emptied |= events_of(fields[b"payload"] for _, fields in [*live, *dead])
         self._count("empty server")
+
+    def _fill_disk(self) -> None:
+        """Leave no room on the spool's disk: where the server takes nothing either, events wait in memory."""
+        self.disk_filled_at = time.time()
+        with (self.folder / "spool" / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+            while True:
+                ballast.write(bytes(65_536))
+        self._later(self.chance.uniform(0.2, 2.0), self._empty_disk)
+        self._count("fill disk")
+
+    def _empty_disk(self) -> None:
+        (self.folder / "spool" / "ballast").unlink()
+        self.disk_had_room_at, self.disk_filled_at_last = time.time(), self.disk_filled_at
+        self.disk_filled_at = None
+
+    def _in_memory_since(self, now: float) -> float | None:
+        """Since when a process that ends now may have had to keep its events to itself; None where it had not."""
+        if self.disk_filled_at is not None:
+            return self.disk_filled_at
+        return self.disk_filled_at_last if now - self.disk_had_room_at < ROOM_IS_SEEN_S else None
 
     def _lock_store(self) -> None:
         self.store_busy = True
@@ -337,6 +387,9 @@ class Chaos:
         report, lost_s = self.report, killed_at - missing[0][1]
         report.lost_to_kills += len(missing)
         allowed_s = (LOST_WHILE_FROZEN_S if worker.disturbed else LOST_AT_MOST_S) + SCHEDULING_S
+        if worker.in_memory_since is not None:
+            self._account_waited(worker, killed_at, allowed_s, emissions, missing)
+            return
         if worker.disturbed:
             report.longest_loss_while_disturbed_ms = max(report.longest_loss_while_disturbed_ms, lost_s * 1000)
         else:
@@ -344,6 +397,22 @@ class Chaos:
         self._expect(not self.durable or len(missing) == 1, f"{worker.name} lost {len(missing)} durable events")
         self._expect(lost_s <= allowed_s, f"{worker.name} lost what was emitted {lost_s:.3f} s before its end")
         self._expect(missing == emissions[-len(missing) :], f"{worker.name} lost more than its last events")
+
+    def _account_waited(
+        self,
+        worker: Worker,
+        killed_at: float,
+        allowed_s: float,
+        emissions: list[tuple[int, float]],
+        missing: list[tuple[int, float]],
+    ) -> None:
+        """Judge a death with the disk full: what was emitted since may be lost, and nothing from before."""
+        full_since = worker.in_memory_since or killed_at
+        self._expect(
+            missing[0][1] >= min(full_since, killed_at) - allowed_s,
+            f"{worker.name} lost what was emitted {full_since - missing[0][1]:.3f} s before the disk was full",
+        )
+        self._expect(set(missing) <= set(emissions), f"{worker.name} lost what it never emitted")
 
     def _stored(self) -> set[Event]:
         with closing(sqlite3.connect(self.store)) as connection:
@@ -372,6 +441,8 @@ class Chaos:
                 process.kill()
                 process.wait()
         self.server.kill()
+        if self.report.small_disk:
+            subprocess.run(["umount", str(self.folder / "spool")], check=True)
 
 
 def events_of(payloads: Iterable[bytes]) -> set[Event]:
@@ -390,7 +461,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
 def main() -> int:
     """Run it as the arguments say, print the report as JSON, and return 0 where the law held."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=float, default=60, help="3600 is an hour")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rate", type=float, default=600, help="events a second of each worker")

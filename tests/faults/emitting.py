@@ -12,10 +12,13 @@ if "greenlets" in sys.argv:
 
     monkey.patch_all()
 
+import contextlib
 import multiprocessing
 import os
 import resource
 import signal
+import sqlite3
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +30,7 @@ from fluxgate_mw.buffer.redis_stream import RedisStream
 from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.event import UsageEvent
 from tests.buffers import assert_conserved, numbered, wait_until
+from tests.flushing import stored_numbers
 
 LATE_S = 30.0
 """An interval that no program lives to see twice: what is delivered meanwhile was delivered on purpose."""
@@ -231,6 +235,46 @@ def starved(program: Program) -> None:
     assert_conserved(emitter.statistics(), 500)
 
 
+def _fill(ballast: Path) -> None:
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def full_disk(program: Program) -> None:
+    """Fill the small disk that holds spool and store while a flusher runs and events come; then make room.
+
+    The disk is the folder's parent: mounted for this process and its children alone, so the store is looked at here.
+    """
+    disk = program.folder.parent
+    environ = os.environ | {"FLUXGATE_DATA_DIR": str(disk), "FLUXGATE_SPOOL_DIR": str(program.folder)}
+    store, emitter = disk / "fluxgate.sqlite3", program.emitter()
+    flusher = subprocess.Popen([sys.executable, "-m", "fluxgate_mw.cli", "flush"], env=environ, stdout=sys.stderr)
+    emitter.emit(numbered(0))
+    wait_until(lambda: _count(store) == 1, 20)
+    _fill(disk / "ballast")
+    for number in range(1, 2001):
+        emitter.emit(numbered(number))
+    assert not emitter.flush(0.5)
+    assert_conserved(emitter.statistics(), 2001)
+    assert emitter.statistics().queued > 0
+    assert flusher.poll() is None
+    (disk / "ballast").unlink()
+    assert emitter.flush(10)
+    assert_conserved(emitter.statistics(), 2001)
+    wait_until(lambda: _count(store) == 2001, 30)
+    flusher.terminate()
+    assert flusher.wait(10) == 0
+    assert not list(program.folder.glob("*.bad"))
+    say(stored_numbers(store) == list(range(2001)))
+
+
+def _count(store: Path) -> int:
+    with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(sqlite3.connect(store)) as connection:
+        return int(connection.execute("SELECT COUNT(*) FROM events").fetchone()[0])
+    return 0
+
+
 def terminated(program: Program) -> None:
     """Emit, and end by a handler of SIGTERM as a server does."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -257,6 +301,7 @@ PROGRAMS: dict[str, Callable[[Program], None]] = {
         import_nothing,
         greenlets,
         starved,
+        full_disk,
         terminated,
     )
 }

@@ -8,20 +8,22 @@ import pytest
 
 from tests.faults.chaos import Chaos
 
-pytestmark = [pytest.mark.faults, pytest.mark.redis, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.faults, pytest.mark.redis, pytest.mark.timeout(400)]
 
-SECONDS = float(os.environ.get("FLUXGATE_TEST_CHAOS_SECONDS", "45"))
-LEAST_EVENTS_A_SECOND = 500
-"""What even a busy machine emits; the long form asserts the whole 100,000."""
+SECONDS = float(os.environ.get("FLUXGATE_TEST_CHAOS_SECONDS", "60"))
+LEAST_EVENTS, LEAST_KILLS = 100_000, 30
 
 
 @pytest.mark.parametrize("seed", [20_261_123])
 def test_whatever_goes_wrong_every_event_is_accounted_for(tmp_path, seed):
-    """Kills, freezes, starvation, an emptied server and a locked store at once: the law holds to the last event."""
-    report = Chaos(tmp_path, seed=seed).run(SECONDS)
+    """Kills, freezes, starvation, a full disk, an emptied server and a locked store at once: the law holds.
+
+    A slow machine is given longer, until so much has happened. otel-contrib#20552: tests like this one are missed there.
+    """
+    report = Chaos(tmp_path, seed=seed).run(SECONDS, least_events=LEAST_EVENTS, least_kills=LEAST_KILLS)
     assert report.wrong == [], report
-    assert report.kills >= SECONDS / 3, report
-    assert report.emitted >= min(SECONDS * LEAST_EVENTS_A_SECOND, 100_000), report
+    assert report.kills >= LEAST_KILLS, report
+    assert report.emitted >= LEAST_EVENTS, report
     assert report.stored > report.emitted * 0.7, report
 
 

@@ -22,7 +22,7 @@ from fluxgate_mw.buffer.memory import MemoryBuffer, MemoryStream
 from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.stores.sqlite import SQLiteStore
 from tests.buffers import assert_conserved, numbered, numbers_in, wait_until
-from tests.faults.test_emitter_faults import CuttingProxy
+from tests.faults.test_emitter_faults import NOT_FELT_NS, CuttingProxy
 from tests.faults.test_emitter_faults import start as start_program
 from tests.flushing import append_numbered, make_flusher, stored_numbers
 from tests.servers import SERVICE, RedisServer, start_sentinel, valkey_binary
@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.redis, pytest.mark.timeout(120)]
 STREAM = "fluxgate:events"
 KEEPS_ITS_DATA = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
 FORGETS = ("--save", "")
+FROZEN_S = 30
 
 
 class Delivery:
@@ -188,18 +189,15 @@ def test_a_server_that_forgets_costs_what_was_in_it_and_nothing_else(delivery, f
     assert flusher.wait(10) == 0
 
 
-def test_a_server_frozen_for_seconds_delays_and_loses_nothing(delivery):
-    """`emit` is not held up, the flusher waits, and everything is stored once after the thaw.
-
-    The server is frozen for 4 seconds, many times each time-out and pause; longer is more of the same.
-    """
+def test_a_server_frozen_for_half_a_minute_delays_and_loses_nothing(delivery):
+    """`emit` does not wait for it, the flusher does, and everything is stored once after the thaw."""
     server = delivery.server(*KEEPS_ITS_DATA)
     with delivery.emitting(server.url) as fg:
         flusher = delivery.start(server.url, "flush")
         emit(fg, range(100))
         assert fg.flush(10)
         server.process.send_signal(signal.SIGSTOP)
-        thaw_at, number, took_ns = time.monotonic() + 4, 100, []
+        thaw_at, number, took_ns = time.monotonic() + FROZEN_S, 100, []
         while time.monotonic() < thaw_at:
             began = time.perf_counter_ns()
             fg.record(numbered(number))
@@ -207,7 +205,7 @@ def test_a_server_frozen_for_seconds_delays_and_loses_nothing(delivery):
             number += 1
             time.sleep(0.002)
         server.process.send_signal(signal.SIGCONT)
-        assert sorted(took_ns)[len(took_ns) * 99 // 100] < 1_000_000
+        assert sorted(took_ns)[len(took_ns) * 99 // 100] < NOT_FELT_NS
         assert fg.flush(20)
         assert_conserved(fg.statistics(), number)
         wait_until(lambda: delivery.has(range(number)), 40)

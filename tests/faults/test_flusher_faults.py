@@ -75,6 +75,7 @@ def test_killed_between_any_two_steps_stores_everything_once(address, path, kill
     """Between read and commit, commit and acknowledge, and after it: the next flusher finishes the work.
 
     BerriAI/litellm#33872, rq/rq#580, taskiq-redis#130: taken before it was stored, or never claimed, and lost.
+    vector#25570: a file deleted before the ledger knew; here the folder is the whole state.
     """
     with_buffer(address, lambda buffer: append_numbered(buffer, range(60), per_entry=5))
     assert flush(address, path, kill_at) == -signal.SIGKILL

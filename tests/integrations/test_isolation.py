@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import json
 import random
@@ -62,6 +63,8 @@ async def busy(request: Request) -> Response:
         task.add_done_callback(detached.discard)
     if number % 7 == 0:
         raise KeyError("x")
+    if number % 17 == 0:
+        raise Unforeseen
 
     async def body() -> AsyncIterator[bytes]:
         for _ in range(3):
@@ -90,8 +93,20 @@ async def on_key_error(request: Request, error: Exception) -> Response:
     return PlainTextResponse(status_code=400)
 
 
+class Unforeseen(Exception):
+    """An error that only the handler of `Exception` knows."""
+
+
+async def on_any_error(request: Request, error: Exception) -> Response:
+    await witnessed(request.headers.get("x-user"), "GET /busy/{number}")
+    return PlainTextResponse(status_code=500)
+
+
 async def drive(app: Any, number: int) -> None:
-    """Send one request, which is read to its end, cancelled or disconnected as its number says."""
+    """Send one request, which is read to its end, cancelled or disconnected as its number says.
+
+    Whichever way it ends, its own context is as it was, and its scope leads to nothing of ours.
+    """
     headers = [] if number % 5 == 0 else [(b"x-user", f"user-{number}".encode())]
     scope = {
         "type": "http",
@@ -113,30 +128,41 @@ async def drive(app: Any, number: int) -> None:
     async def receive() -> Any:
         await anyio.sleep_forever()
 
-    task = asyncio.create_task(app(scope, receive, send))
+    its_own = contextvars.copy_context()
+    task = asyncio.create_task(app(scope, receive, send), context=its_own)
     if number % 13 == 0:
         for _ in range(random.randrange(12)):
             await asyncio.sleep(0)
         task.cancel()
     try:
         await task
-    except* (asyncio.CancelledError, ClientDisconnect, OSError):
+    except* (asyncio.CancelledError, ClientDisconnect, OSError, Unforeseen):
         pass  # alone, or in a group of an older Starlette's
+    assert its_own.run(ambient.get) is ambient.NOTHING, "a frame is left"
     assert getattr(scope.get("fluxgate"), "carrier", None) is None, "a cycle is left"
 
 
-async def test_no_call_of_two_thousand_interleaved_requests_is_attributed_to_another() -> None:
-    """With awaits, cancellations, disconnects, errors, detached tasks and calls after the end."""
-    random.seed(3)
-    app = Starlette(
+def busy_app() -> Starlette:
+    """Return the application that the requests are sent to."""
+    return Starlette(
         routes=[Route("/busy/{number}", busy)],
         middleware=[Middleware(FluxGateMiddleware), Middleware(CopiesScope), Middleware(SignIn)],
-        exception_handlers={KeyError: on_key_error},
+        exception_handlers={KeyError: on_key_error, Exception: on_any_error},
     )
+
+
+async def wave(app: Starlette, requests: int = REQUESTS) -> None:
+    """Send all requests at once, and wait for what outlives them."""
+    await asyncio.gather(*(drive(app, number) for number in range(requests)))
+    while detached:
+        await asyncio.wait(detached)
+
+
+async def test_no_call_of_two_thousand_interleaved_requests_is_attributed_to_another() -> None:
+    """With awaits, cancellations, disconnects, errors, detached tasks and calls after the end; nothing stays bound."""
+    random.seed(3)
     with capture_events() as events:
-        await asyncio.gather(*(drive(app, number) for number in range(REQUESTS)))
-        while detached:
-            await asyncio.wait(detached)
+        await wave(busy_app())
     wrong = [event for event in events if event.request_model not in (None, witness(event))]
     assert wrong == []
     assert len([event for event in events if event.request_model]) > 3 * REQUESTS
@@ -145,6 +171,45 @@ async def test_no_call_of_two_thousand_interleaved_requests_is_attributed_to_ano
         users.setdefault(event.request_id or "", set()).add(event.user and event.user.id)
     assert all(len(known) == 1 for known in users.values())
     assert ambient.get() is ambient.NOTHING
+
+
+@pytest.mark.timeout(180)
+async def test_two_thousand_interleaved_requests_retain_nothing() -> None:
+    """By object counts, and by traced memory (which is slow: of fewer), between one wave of them and the next."""
+    random.seed(4)
+    app = busy_app()
+    with capture_events() as events:
+        await wave(app)
+        events.clear()
+        await collect()
+        objects = len(gc.get_objects())
+        await wave(app)
+        events.clear()
+        await collect()
+        retained = len(gc.get_objects()) - objects
+        tracemalloc.start()
+        try:
+            await wave(app, 500)
+            events.clear()
+            await collect()
+            before = tracemalloc.get_traced_memory()[0]
+            await wave(app, 500)
+            events.clear()
+            await collect()
+            grown = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+    assert retained < 100
+    assert grown < 50_000
+    assert [found for found in gc.get_objects() if type(found) is RequestContext] == []
+
+
+async def collect() -> None:
+    """Collect what is garbage, and let the loop close the generators that were."""
+    gc.collect()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    gc.collect()
 
 
 def witness(event: Any) -> str:
@@ -227,7 +292,7 @@ async def test_a_request_that_is_over_is_gone_without_the_garbage_collector() ->
                 await one(served, scope)
             del scope, session
             assert gone() is None
-            assert not [found for found in gc.get_objects() if isinstance(found, RequestContext)]
+            assert not [found for found in gc.get_objects() if type(found) is RequestContext]
     finally:
         gc.enable()
 

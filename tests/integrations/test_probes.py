@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -65,7 +68,10 @@ def figure(address, name):
 
 @pytest.mark.parametrize(("begins", "command"), [("Dashboard", "serve"), ("Health", "flush")])
 def test_a_redis_that_dies_and_returns_is_seen(start, server, begins, command):
-    """Alive all the time; ready, not ready with the reason, ready again; what was stored is counted."""
+    """Alive all the time; ready, not ready with the reason, ready again; what was stored is counted.
+
+    BerriAI/litellm#19163: a buffer that was configured, unavailable, and silently off.
+    """
     process, address = start(begins, command, "--port", "0", "--redis-url", server.url)
     with FluxGate(redis_url=server.url, instrument=False) as fg:
         for _ in range(7):
@@ -95,6 +101,35 @@ def test_lag_grows_while_nothing_flushes(start, server):
     status, text = ask(address, "/readyz?max_lag_s=0.5")
     assert (status, "an event waits for" in text) == (503, True)
     assert ask(address, "/readyz")[0] == 200
+
+
+def test_what_waits_is_measured_where_it_waits(start, server, tmp_path):
+    """With the store locked and then Redis gone: pending entries, the stream's length, the spool's bytes, the lag.
+
+    redis/redis#13957: the server's own `lag` is wrong after trimming, so none of these is it.
+    """
+    _, address = start("Dashboard", "serve", "--port", "0", "--redis-url", server.url)
+    folder = Path(os.environ["FLUXGATE_DATA_DIR"])
+    with (
+        closing(sqlite3.connect(folder / "fluxgate.sqlite3", timeout=10, isolation_level=None)) as lock,
+        FluxGate(redis_url=server.url, instrument=False) as fg,
+    ):
+        lock.execute("BEGIN IMMEDIATE")
+        fg.record(UsageEvent())
+        assert fg.flush(5)
+        wait_until(lambda: figure(address, 'fluxgate_buffer_pending_entries{buffer="redis"}') == 1)
+        assert figure(address, 'fluxgate_buffer_entries{buffer="redis"}') == 1
+        server.kill()
+        for _ in range(5):
+            fg.record(UsageEvent())
+        assert fg.flush(5)
+        segments = [path.stat().st_size for path in (folder / "spool").glob("*.seg")]
+        wait_until(lambda: figure(address, 'fluxgate_buffer_bytes{buffer="spool"}') == sum(segments) > 0)
+        assert figure(address, 'fluxgate_spool_segments{buffer="spool"}') == len(segments)
+        wait_until(lambda: figure(address, "fluxgate_oldest_unstored_age_seconds") > 1)
+        lock.rollback()
+        wait_until(lambda: figure(address, "fluxgate_flusher_stored_total") == 6, 30)
+        wait_until(lambda: figure(address, "fluxgate_oldest_unstored_age_seconds") == 0, 30)
 
 
 def test_no_metric_names_a_person_or_a_host(start, server):

@@ -58,7 +58,10 @@ async def append_until_full(stream: RedisStream, taken: list[int]) -> None:
 
 
 async def test_entries_from_before_the_group_are_delivered(make):
-    """The group is made at the stream's beginning: what was added first is read."""
+    """The group is made at the stream's beginning: what was added first is read.
+
+    ag2ai/faststream#2694: a group made at the end skips what came before it.
+    """
     producer = make()
     await producer.append(one(0), 1)
     await producer.append(one(1), 1)
@@ -66,7 +69,11 @@ async def test_entries_from_before_the_group_are_delivered(make):
 
 
 async def test_after_a_drain_the_stream_is_empty(make, server, stream_key):
-    """An acknowledged entry is deleted, not only acknowledged: the stream's length is 0."""
+    """An acknowledged entry is deleted, not only acknowledged: the stream's length is 0.
+
+    taskiq-python/taskiq-redis#114, redis/redis#6941: a stream of acknowledged entries that grew until memory was
+    full.
+    """
     stream = make()
     for number in range(50):
         await stream.append(one(number), 1)
@@ -105,7 +112,10 @@ async def test_packs_cost_little_more_memory_than_their_bytes(make, server, stre
 
 
 async def test_the_live_stream_is_never_trimmed(make):
-    """Past its length the stream refuses; not one unread entry is removed."""
+    """Past its length the stream refuses; not one unread entry is removed.
+
+    redis/redis#14656, fazer-ai/chatwoot#572: trimming that deleted nothing, or what nobody had read.
+    """
     taken: list[int] = []
     with pytest.raises(BufferFull, match="entries"):
         await append_until_full(make(max_entries=5), taken)
@@ -161,7 +171,10 @@ async def test_a_waiting_reader_survives_the_loss_of_its_key(make, server, strea
 
 
 async def test_pending_entries_of_a_dead_reader_are_taken_over(make):
-    """What a reader that was never closed left pending is claimed, with the server's own delivery count."""
+    """What a reader that was never closed left pending is claimed, with the server's own delivery count.
+
+    taskiq-redis#130: a broker that never looked at the pending list.
+    """
     dead, living = make(), make()
     for number in range(3):
         await dead.append(one(number), 1)
@@ -187,7 +200,10 @@ async def test_two_readers_claim_an_entry_once(make):
 
 
 async def test_pending_entries_that_somebody_trimmed_are_counted(make, server, stream_key):
-    """Entries deleted by somebody else while pending have no data left: they are counted, and claimed no more."""
+    """Entries deleted by somebody else while pending have no data left: they are counted, and claimed no more.
+
+    fazer-ai/chatwoot#572: entries cut off without a trace.
+    """
     stream = make()
     for number in range(3):
         await stream.append(one(number), 1)
@@ -199,7 +215,10 @@ async def test_pending_entries_that_somebody_trimmed_are_counted(make, server, s
 
 
 async def test_a_consumer_is_deleted_only_when_nothing_is_pending(make, server, stream_key):
-    """Closing removes the consumer's name from the group, unless that would throw pending entries away."""
+    """Closing removes the consumer's name from the group, unless that would throw pending entries away.
+
+    ThreeDotsLabs/watermill-redisstream#24, redis/redis#11567: a deleted consumer takes its pending entries along.
+    """
     idle, holding = make(consumer_name="idle"), make(consumer_name="holding")
     await idle.append(one(0), 1)
     await holding.read(max_entries=1, wait_s=0)
@@ -211,7 +230,10 @@ async def test_a_consumer_is_deleted_only_when_nothing_is_pending(make, server, 
 
 
 async def test_cancelled_commands_give_no_reply_to_the_next(make):
-    """A storm of cancelled commands leaves no reply behind for the next caller, and no connection too many."""
+    """A storm of cancelled commands leaves no reply behind for the next caller, and no connection too many.
+
+    redis/redis-py#2624, Koed00/django-q#722: a reply that was left behind went to the next caller.
+    """
     stream = make()
     for number in range(200):
         task = asyncio.create_task(stream.append(one(number), 1))
@@ -225,8 +247,100 @@ async def test_cancelled_commands_give_no_reply_to_the_next(make):
     assert len(stream._client.connection_pool._available_connections) <= 3
 
 
+async def test_cancelled_pipelines_leak_no_connection(make, server, stream_key):
+    """What sends several commands at once can be cancelled at each of its awaits: the connections stay few.
+
+    redis/redis-py#4121, #4122: a pipeline that was cancelled while it was reset kept its connection for ever.
+    """
+    stream = make()
+    for number in range(20):
+        await stream.append(one(number), 1)
+    entries = await stream.read(max_entries=5, wait_s=0)
+    works = (
+        stream.backlog,
+        lambda: stream.ack(entries),
+        lambda: stream.reclaim(min_idle_s=0, max_entries=3),
+        lambda: stream.replay(()),
+    )
+    for number in range(240):
+        task = asyncio.create_task(works[number % 4]())
+        for _ in range(number // 4 % 24):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    assert (await stream.backlog())["dead_letters"] == 0
+    assert len(stream._client.connection_pool._in_use_connections) == 0
+    assert len(stream._client.connection_pool._available_connections) <= 3
+    assert await server.xlen(stream_key) in (15, 20)
+
+
+async def test_a_read_may_wait_for_longer_than_a_reply(make):
+    """A blocking read has its own connection and time: waiting is no error. redis/redis-py#3138, #2807."""
+    stream = make(timeout_s=0.2)
+    assert await stream.read(max_entries=1, wait_s=0.7) == []
+    await stream.append(one(0), 1)
+    assert len(await stream.read(max_entries=1, wait_s=0.7)) == 1
+
+
+async def test_time_outs_that_are_too_short_are_errors_of_ours_and_nothing_worse(make):
+    """A stream that mostly gives up says so each time, and takes what it took once. redis/redis-py#3748."""
+    hasty, calm = make(timeout_s=0.0006), make()
+    accepted = set()
+    for number in range(300):
+        try:
+            await hasty.append(one(number), 1)
+        except BackendUnavailable:
+            continue
+        accepted.add(number)
+    numbers = await drained_numbers(calm)
+    assert accepted <= set(numbers)
+    assert len(set(numbers)) == len(numbers)
+
+
+WORKS = {
+    "append": lambda stream, entry: stream.append(one(9), 1),
+    "read": lambda stream, entry: stream.read(max_entries=1, wait_s=0.5),
+    "reclaim": lambda stream, entry: stream.reclaim(min_idle_s=0, max_entries=9),
+    "ack": lambda stream, entry: stream.ack([entry]),
+    "dead_letter": lambda stream, entry: stream.dead_letter(entry, entry.payload, "why"),
+    "replay": lambda stream, entry: stream.replay(),
+    "backlog": lambda stream, entry: stream.backlog(),
+    "oldest": lambda stream, entry: stream.oldest(),
+}
+
+
+@pytest.mark.parametrize("name", WORKS)
+async def test_every_call_outlives_a_server_that_dies_under_it(tmp_path, name):
+    """Killed between a command and its reply: an error that can be tried again, and then the call works.
+
+    python-arq/arq#435, keephq/keep#4155: workers that died or hung when Redis was restarted.
+    """
+    server = RedisServer(valkey_binary(), tmp_path / "server", "--appendonly", "yes", "--appendfsync", "always")
+    server.start()
+    stream = RedisStream(server.url, stream_key="k", consumer_group="g")
+    try:
+        await stream.append(one(0), 1)
+        [entry] = await stream.read(max_entries=1, wait_s=0)
+        server.process.send_signal(signal.SIGSTOP)
+        task = asyncio.create_task(WORKS[name](stream, entry))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        server.kill()
+        with pytest.raises(BackendUnavailable):
+            await task
+        server.start()
+        await append_when_ready(stream)
+        await WORKS[name](stream, entry)
+    finally:
+        await stream.aclose()
+        server.kill()
+
+
 async def test_a_server_that_may_lose_events_is_warned_of(tmp_path, caplog):
-    """Eviction and missing persistence are named, by `risks` and once in the log by the first append."""
+    """Eviction and missing persistence are named, by `risks` and once in the log by the first append.
+
+    jaseci-labs/jac#7696: an eviction policy that took whole streams.
+    """
     diagnostics.reset()
     options = ["--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru", "--save", ""]
     server = RedisServer(valkey_binary(), tmp_path / "server", *options)

@@ -48,6 +48,10 @@ def _fill(path: Path, events: list[UsageEvent]) -> None:
     anyio.run(fill)
 
 
+def _losses():
+    return {"queued": 3, "dropped": {"queue_full": 7}, "not covered": {"websocket": 2}, "lag, s": 31.0}
+
+
 def _serve(store, prefix: str = "", **options) -> Iterator[TestClient]:
     app = make_dashboard(store, public=True, clock=lambda: NOW, **options)
     whole = Starlette(routes=[Mount(prefix, app)]) if prefix else app
@@ -59,7 +63,7 @@ def _serve(store, prefix: str = "", **options) -> Iterator[TestClient]:
 @pytest.fixture(scope="module")
 def client(store_path: Path) -> Iterator[TestClient]:
     """A client of the dashboard over that file."""
-    yield from _serve(SQLiteStore(store_path), trust=lambda: {"queued": 3, "dropped": {"queue_full": 7}})
+    yield from _serve(SQLiteStore(store_path), trust=_losses)
 
 
 def _still(*events: UsageEvent, rows: tuple[CostRow, ...] = ()) -> TestClient:
@@ -212,6 +216,21 @@ def test_the_trust_strip_shows_what_may_be_missing(client):
     assert f"{both / 1.2:.1f} % attributed" in _text(page)
     assert '<li class="look"><b>7</b> dropped: queue full</li>' in page
     assert "<li><b>3</b> queued</li>" in page
+    assert '<li class="look"><b>2</b> not covered: websocket</li>' in page
+    assert '<li class="look"><b>31.0</b> lag, s</li>' in page
+
+
+def test_losses_are_shown_where_nothing_else_is(tmp_path):
+    """An empty page says what was dropped: that may be why it is empty.
+
+    PostHog/posthog-python#146, langfuse/langfuse#15374: drops that only a line in the log knew of.
+    """
+    for client in _serve(
+        SQLiteStore(tmp_path / "e.sqlite3"), trust=lambda: {"dropped": {"spool_full": 4}, "queued": 0}
+    ):
+        assert '<li class="look"><b>4</b> dropped: spool full</li>' in client.get("/").text
+    for client in _serve(SQLiteStore(tmp_path / "e.sqlite3"), trust=lambda: {"dropped": 0, "lag, s": 0.1}):
+        assert "dropped" not in client.get("/").text
 
 
 def test_the_call_page_says_that_content_is_not_kept(client):

@@ -106,7 +106,10 @@ def test_the_queue_is_bounded_by_events(make, folder):
 
 
 def test_the_queue_is_bounded_by_bytes(make, folder):
-    """Past `max_bytes` new events are dropped and counted; room that was freed is used again."""
+    """Past `max_bytes` new events are dropped and counted; room that was freed is used again.
+
+    BerriAI/litellm#21514: a list in memory without any bound.
+    """
     spool = Stuck(folder)
     spool.failing = True
     size = len(encode_event(numbered(1)))
@@ -124,7 +127,10 @@ def test_the_queue_is_bounded_by_bytes(make, folder):
 
 
 def test_a_full_spool_drops_and_says_so_once(make, folder, caplog):
-    """Events that the spool's cap refuses are counted with their reason, and the first are logged at once."""
+    """Events that the spool's cap refuses are counted with their reason, and the first are logged at once.
+
+    otel-contrib#48635: nobody had said which end is dropped; here it is the newest, and it is counted.
+    """
     emitter = make(spool=lambda: Spool(folder, max_bytes=1))
     with caplog.at_level(logging.ERROR, logger="fluxgate_mw"):
         for _ in range(3):
@@ -137,7 +143,10 @@ def test_a_full_spool_drops_and_says_so_once(make, folder, caplog):
 
 
 def test_a_spool_that_cannot_write_holds_events_in_memory(make, folder):
-    """With the disk full events wait, `flush` says no in time, and all arrive once there is room."""
+    """With the disk full events wait, `flush` says no in time, and all arrive once there is room.
+
+    BerriAI/litellm#35531: a batch that was taken out of memory and not put back.
+    """
     spool = Stuck(folder)
     spool.failing = True
     emitter = make(spool=lambda: spool)
@@ -336,7 +345,10 @@ def test_an_idle_emitter_sleeps_and_is_woken_by_the_next_event(make, folder, mon
 
 
 def test_one_event_and_then_silence_can_be_read(make, folder):
-    """A single event's segment is sealed by time alone: no second event is needed."""
+    """A single event's segment is sealed by time alone: no second event is needed.
+
+    vector#22946: a single event that stayed until the next one came.
+    """
     emitter = make()
     emitter.emit(numbered(0))
     wait_until(lambda: list(folder.glob("*.seg")), 2)
@@ -379,7 +391,10 @@ def test_durable_events_are_queued_where_the_disk_refuses(make, folder):
 
 
 def test_emit_during_a_flush_is_sent_within_the_interval(make, folder):
-    """An event captured while a flush runs does not wait for the next flush."""
+    """An event captured while a flush runs does not wait for the next flush.
+
+    PostHog/posthog-js#2144: it waited for the next flush.
+    """
     emitter = make()
     stop = threading.Event()
 

@@ -165,6 +165,8 @@ async def test_metrics_are_the_figures_of_every_stage(tmp_path, store, stream):
     emitter._delivery._running.acquire()
     for number in range(5):
         emitter.emit(numbered(number))
+    for _ in range(2):
+        diagnostics.note("not_covered_websocket", "a websocket")
     health = Health(
         store=store,
         buffers=lambda: [MemoryBuffer(stream), Spool(tmp_path / "spool")],
@@ -189,8 +191,13 @@ async def test_metrics_are_the_figures_of_every_stage(tmp_path, store, stream):
         "fluxgate_emitter_queued": 2,
         "fluxgate_store_up": 1,
         'fluxgate_notes_total{kind="dead_letter"}': 1,
+        'fluxgate_notes_total{kind="not_covered_websocket"}': 2,
     }
     assert {name: found.get(name) for name in expected} == expected
+    trust = (await health.snapshot()).trust()
+    assert trust["dropped"] == {"queue_full": 3}
+    assert trust["not covered"] == {"websocket": 2}
+    assert (trust["queued"], trust["waiting_packs"], trust["dead_letters"]) == (2, 1, 1)
     assert 0 < found["fluxgate_oldest_unstored_age_seconds"] < 60
 
 

@@ -181,7 +181,10 @@ def test_a_poison_that_kills_its_reader_is_found(folder):
 
 
 def test_the_cap_refuses_the_newest(folder):
-    """At the cap new packs are refused; what was taken stays, and drained room is used again."""
+    """At the cap new packs are refused; what was taken stays, and drained room is used again.
+
+    getsentry/relay#3288, vector#8650: a cap that was not kept, and room that never came back.
+    """
     spool = Spool(folder, max_bytes=2000)
     taken = []
     with pytest.raises(BufferFull):
