@@ -111,6 +111,7 @@ class Recorder:
         self.sink = sink
         self.price_file = None if settings.price_file is None else pricing.PriceFile(settings.price_file)
         self._redact = redact
+        _ = pricing.price  # imported now: a fork while the delivery's thread imports hangs the child
         self.provider_of = lru_cache(maxsize=256)(self._provider_of)
 
     def record(self, event: UsageEvent) -> None:

@@ -5,8 +5,8 @@ Knows how tables are stored and how names are found in them; knows neither times
 
 from __future__ import annotations
 
+import pkgutil
 from functools import cache
-from importlib import resources
 from typing import Final
 
 import msgspec
@@ -117,7 +117,7 @@ def _table(provider_id: str) -> Table:
 
 
 def _file(name: str) -> bytes:
-    return (resources.files(__package__) / "tables" / f"{name}.json").read_bytes()
+    return pkgutil.get_data(__package__, f"tables/{name}.json") or b""
 
 
 _resolved: dict[tuple[str | None, str | None], Tariff | str] = {}
