@@ -118,7 +118,7 @@ PEERS = {
         _opentelemetry("opentelemetry.instrumentation.genai.openai"),
     ),
     "opentelemetry-openai-v2": Peer(
-        ("opentelemetry-instrumentation-openai-v2", "opentelemetry-util-genai<1", "opentelemetry-sdk", "httpx"),
+        ("opentelemetry-instrumentation-openai-v2", "opentelemetry-util-genai==0.4b0", "opentelemetry-sdk", "httpx"),
         _opentelemetry("opentelemetry.instrumentation.openai_v2"),
     ),
     "openllmetry": Peer(

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from redis.exceptions import DataError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import DataError, NoPermissionError, RedisError, ResponseError, WatchError
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.buffer.dead_letters import DeadLetter, now_ms
@@ -290,6 +290,26 @@ class RedisStream:
         async with self._translated():
             doomed = [letter.letter_id async for letter in self._each_dead(letter_ids)]
             return int(await self._client.execute_command("XDEL", self._dead_key, *doomed)) if doomed else 0
+
+    async def remove_if_empty(self) -> bool:
+        """Delete the stream's key with its group where no entry is in it, pending or not; return whether it is gone.
+
+        Readers make the group again when they find it gone; nothing that is appended meanwhile is lost.
+
+        Raises:
+            BackendUnavailable: The server cannot be asked now.
+        """
+        async with self._translated(), self._client.pipeline(transaction=True) as pipeline:
+            await pipeline.watch(self._key)
+            if await pipeline.execute_command("XLEN", self._key):
+                return False
+            pipeline.multi()
+            pipeline.execute_command("DEL", self._key)
+            try:
+                await pipeline.execute()
+            except WatchError:
+                return False
+        return True
 
     async def oldest(self) -> Entry | None:
         """See `Buffer`."""

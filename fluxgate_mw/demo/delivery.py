@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 import anyio
 
+from fluxgate_mw.demo.plan import OWN_KEYS
+from fluxgate_mw.errors import BackendUnavailable
 from fluxgate_mw.flusher import FlusherStatistics
 from fluxgate_mw.runtime import make_buffers, make_flusher
 from fluxgate_mw.settings import Settings
@@ -28,6 +31,7 @@ class Delivery:
         self._buffers = make_buffers(settings)
         self._watched = make_buffers(settings)
         self._flusher = make_flusher(settings, self.store, self._buffers)
+        self._own_stream = settings.redis_url is not None and settings.stream_key.startswith(OWN_KEYS)
 
     async def check(self) -> None:
         """Return when every buffer answers.
@@ -77,7 +81,17 @@ class Delivery:
             await anyio.sleep(_LOOK_S)
 
     async def aclose(self) -> None:
-        """Close the buffers and the store."""
-        for buffer in (*self._buffers, *self._watched):
+        """Close the buffers and the store; an empty stream of the demo's own is removed."""
+        for buffer in self._buffers:
+            await buffer.aclose()
+        if self._own_stream:
+            await self._remove_stream()
+        for buffer in self._watched:
             await buffer.aclose()
         await self.store.aclose()
+
+    async def _remove_stream(self) -> None:
+        for buffer in self._watched:
+            if buffer.name == "redis":
+                with suppress(BackendUnavailable):
+                    await buffer.remove_if_empty()  # type: ignore[attr-defined]

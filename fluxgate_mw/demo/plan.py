@@ -17,7 +17,10 @@ from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.serving import HOST, bound_socket
 from fluxgate_mw.settings import PREFIX, Settings
 
-__all__ = ["DemoOptions", "app_environments", "data_folder", "demo_settings", "listen"]
+__all__ = ["OWN_KEYS", "DemoOptions", "app_environments", "data_folder", "demo_settings", "listen"]
+
+OWN_KEYS: Final = "fluxgate:demo:"
+"""How the key of a stream begins that a demo made for itself."""
 
 _PROXIES: Final = "no_proxy"
 _BUILD_TYPES_LATE: Final = "DEFER_PYDANTIC_BUILD"
@@ -80,7 +83,7 @@ def demo_settings(options: DemoOptions, folder: Path) -> Settings:
     Raises:
         ConfigurationError: The Redis address is not one.
     """
-    own_key = f"fluxgate:demo:{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    own_key = f"{OWN_KEYS}{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     arguments = {
         "data_dir": folder,
         "store_url": f"sqlite:///{folder / 'fluxgate.sqlite3'}",

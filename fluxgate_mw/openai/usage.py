@@ -2,13 +2,16 @@
 
 Source: the API reference of chat completions, responses, embeddings, images and transcriptions at
 https://platform.openai.com/docs/api-reference (read 2026-11); DeepSeek's `prompt_cache_hit_tokens` at
-https://api-docs.deepseek.com/guides/kv_cache (read 2026-11).
+https://api-docs.deepseek.com/guides/kv_cache (read 2026-11); Moonshot's `cached_tokens` beside the totals at
+https://platform.moonshot.ai/docs/api/chat, Perplexity's `cache_read_input_tokens` as in `extractors` of genai-prices
+0.2.3 (2026-11).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from fractions import Fraction
 from typing import Any, Final
 
 from fluxgate_mw import diagnostics
@@ -17,6 +20,9 @@ from fluxgate_mw.event import NANOS_PER_USD, TokenUsage
 __all__ = ["read_usage", "reported_cost_nanos", "usd_to_nanos"]
 
 MOST: Final = 2**53
+_TICKS_PER_NANO: Final = 10
+_CACHED_BESIDE: Final = ("prompt_cache_hit_tokens", "cached_tokens")
+_INPUT_BESIDE: Final = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _NO_DETAILS: Final[Mapping[str, Any]] = {}
 
 
@@ -40,8 +46,9 @@ def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
         return None
     inside_in = _details(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     inside_out = _details(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
-    total_out = _with_reasoning(total_in, total_out, inside_out.get("reasoning_tokens"), usage.get("total_tokens"))
-    cached = _part(inside_in.get("cached_tokens", usage.get("prompt_cache_hit_tokens")), total_in)
+    total_out = _with_unseen(usage, total_in, total_out, inside_out.get("reasoning_tokens"))
+    told = _first(inside_in, "cached_tokens", "cache_read_input_tokens")
+    cached = _part(_first(usage, *_CACHED_BESIDE) if told is None else told, total_in)
     cached_details = _details(inside_in, "cached_tokens_details")
     return TokenUsage(
         input_tokens=total_in,
@@ -57,15 +64,21 @@ def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
     )
 
 
-def _with_reasoning(total_in: int | None, total_out: int | None, reasoning: Any, total: Any) -> int | None:
-    """Return the output with the reasoning that some providers (xAI) count beside it, which their total shows.
+def _with_unseen(usage: Mapping[str, Any], total_in: int | None, total_out: int | None, reasoning: Any) -> int | None:
+    """Return the output with what a provider counts beside it and bills as output, which the total shows.
 
-    Source: https://docs.x.ai/docs/key-information/consumption-and-rate-limits, as quoted in vercel/ai#12425.
+    xAI counts its reasoning so, and tells how much of it there was; Gemini its thoughts, and tells it nowhere else.
+
+    Source: https://docs.x.ai/docs/key-information/consumption-and-rate-limits, as quoted in vercel/ai#12425; an
+    answer of Gemini at https://discuss.ai.google.dev/t/127400 and Clarifai/clarifai-python#978 (read 2026-11).
     """
-    beside = _count(reasoning)
-    if beside is None or total_in is None or total_out is None or total != total_in + total_out + beside:
+    total = _count(usage.get("total_tokens"))
+    if total is None or total_in is None or total_out is None:
         return total_out
-    return total_out + beside
+    unseen, beside = total - total_in - total_out, _count(reasoning)
+    if unseen <= 0 or (beside is None and any(usage.get(name) for name in _INPUT_BESIDE)):
+        return total_out
+    return total_out + unseen if beside in (None, 0, unseen) else total_out
 
 
 def _details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
@@ -111,11 +124,20 @@ def _part(value: Any, whole: int | None) -> int | None:
 def reported_cost_nanos(usage: Mapping[str, Any]) -> int | None:
     """Return what the usage block says that the call cost; None where it does not say.
 
-    With a key of one's own (`is_byok`) the gateway's fee and the provider's bill add up.
+    OpenRouter says USD, and with a key of one's own (`is_byok`) the gateway's fee and the provider's bill add up;
+    Perplexity breaks the cost down, its fee for the request included; xAI says ticks, 10^10 of them a USD.
 
-    Source: https://openrouter.ai/docs/use-cases/usage-accounting (read 2026-11).
+    Source: https://openrouter.ai/docs/use-cases/usage-accounting; the schemas `CostResponse` and `ResponsesCost` of
+    https://docs.perplexity.ai/api-reference; `cost_in_usd_ticks` as in BerriAI/litellm#36281, ENTERPILOT/GoModel#297
+    and xai-org/xai-sdk-python#132 (read 2026-11).
+
+    >>> reported_cost_nanos({"cost": 0.002}), reported_cost_nanos({"cost_in_usd_ticks": 2_709_000})
+    (2000000, 270900)
     """
-    cost = usd_to_nanos(usage.get("cost"))
+    if (ticks := _count(usage.get("cost_in_usd_ticks"))) is not None:
+        return round(Fraction(ticks, _TICKS_PER_NANO))
+    broken_down = _details(usage, "cost")
+    cost = usd_to_nanos(broken_down.get("total_cost") if broken_down else usage.get("cost"))
     if cost is None or usage.get("is_byok") is not True:
         return cost
     upstream = usd_to_nanos(_details(usage, "cost_details").get("upstream_inference_cost"))

@@ -18,7 +18,7 @@ LEAST_EVENTS, LEAST_KILLS = 100_000, 30
 def test_whatever_goes_wrong_every_event_is_accounted_for(tmp_path, seed):
     """Kills, freezes, starvation, a full disk, an emptied server and a locked store at once: the law holds.
 
-    A slow machine is given longer, until so much has happened. otel-contrib#20552: tests like this one are missed there.
+    A slow machine is given longer, until so much has happened. otel-contrib#20552: no such test there.
     """
     report = Chaos(tmp_path, seed=seed).run(SECONDS, least_events=LEAST_EVENTS, least_kills=LEAST_KILLS)
     assert report.wrong == [], report

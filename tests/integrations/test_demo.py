@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import redis
 
 from tests.openai_server import running_openai
 from tests.servers import free_port
@@ -147,10 +148,12 @@ def test_every_call_is_stored_for_the_right_user_and_feature(start, tmp_path):
 
 @pytest.mark.redis
 def test_the_same_over_redis(start, tmp_path, redis_url):
-    """Delivered through a real server, nothing is missing either, and nothing is left in the stream."""
+    """Delivered through a real server, nothing is missing either, and nothing is left on the server."""
     process = start("--seconds", SECONDS, "--data-dir", tmp_path / "d", "--redis-url", redis_url)
     output, _ = process.communicate(timeout=50)
     assert process.returncode == 0, output
+    with redis.Redis.from_url(redis_url, protocol=2) as server:
+        assert server.keys("fluxgate:demo:*") == []
     assert_equal_sides(tmp_path / "d")
     assert_rich(tmp_path / "d")
 

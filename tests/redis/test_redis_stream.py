@@ -82,6 +82,21 @@ async def test_after_a_drain_the_stream_is_empty(make, server, stream_key):
     assert (await server.xpending(stream_key, "flushers"))["pending"] == 0
 
 
+async def test_an_empty_stream_can_be_removed_and_one_that_is_not_cannot(make, server, stream_key):
+    """Its key goes with the group, unless something is in it or comes at that very moment; reading goes on after."""
+    stream, other = make(), make()
+    await stream.append(one(0), 1)
+    [entry] = await stream.read(max_entries=1, wait_s=0)
+    assert not await stream.remove_if_empty()
+    await stream.ack([entry])
+    assert await stream.remove_if_empty()
+    assert not await server.exists(stream_key)
+    for number in range(1, 60):
+        await asyncio.gather(stream.remove_if_empty(), other.append(one(number), 1))
+        assert await drained_numbers(stream) or await drained_numbers(stream) == [number]
+        assert await drained_numbers(stream) == []
+
+
 async def test_holes_give_their_memory_back(make, server, stream_key):
     """Entries acknowledged out of order leave nothing behind once all are, time after time.
 

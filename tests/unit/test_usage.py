@@ -96,6 +96,48 @@ def test_reasoning_beside_the_output():
     assert diagnostics.counts() == {}
 
 
+def test_thoughts_that_only_the_total_shows():
+    """Gemini counts what it thought in the total alone, and bills it as output (Clarifai/clarifai-python#978)."""
+    read = read_usage({"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 105})
+    assert read == TokenUsage(input_tokens=9, output_tokens=96)
+    told = {"prompt_tokens": 9, "completion_tokens": 96, "total_tokens": 105}
+    assert read_usage({**told, "completion_tokens_details": {"reasoning_tokens": 93}}).output_tokens == 96
+    assert diagnostics.counts() == {}
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"total_tokens": 11},
+        {"total_tokens": -1},
+        {"total_tokens": "105"},
+        {"total_tokens": 105, "completion_tokens_details": {"reasoning_tokens": 2}},
+        {"total_tokens": 105, "cache_read_input_tokens": 93},
+    ],
+    ids=repr,
+)
+def test_a_total_that_proves_nothing(beside):
+    """A total that is too small, is none, or holds something else than output adds nothing."""
+    assert read_usage({"prompt_tokens": 9, "completion_tokens": 3, **beside}).output_tokens == 3
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": 19, "completion_tokens": 21, "total_tokens": 40, "cached_tokens": 10},
+        {"prompt_tokens": 19, "completion_tokens": 21, "prompt_tokens_details": {"cached_tokens": 10}},
+        {"prompt_tokens": 19, "completion_tokens": 21, "prompt_tokens_details": None, "prompt_cache_hit_tokens": 10},
+        {"prompt_tokens": 19, "prompt_tokens_details": {"cached_tokens": None}, "prompt_cache_hit_tokens": 10},
+        {"prompt_tokens": 19, "prompt_tokens_details": {"cached_tokens": 10}, "cached_tokens": 3},
+        {"input_tokens": 19, "output_tokens": 21, "input_tokens_details": {"cache_read_input_tokens": 10}},
+    ],
+    ids=["Moonshot", "OpenAI", "DeepSeek", "DeepSeek's null", "both", "Perplexity"],
+)
+def test_where_cached_tokens_are_told(usage):
+    """Inside the details, or beside the totals; the details win."""
+    assert read_usage(usage).cache_read_input_tokens == 10
+
+
 def test_nothing_is_added_on_top():
     """Cached and reasoning tokens never change a total (langfuse#12306, litellm#14849, litellm PR#26919)."""
     read = read_usage(CHAT)
@@ -196,3 +238,19 @@ def test_a_key_of_ones_own():
     usage = {"cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.02}}
     assert reported_cost_nanos(usage) == 21_000_000
     assert reported_cost_nanos({**usage, "cost_details": {}}) is None
+
+
+def test_a_cost_that_is_broken_down():
+    """Perplexity reports what tokens and search cost, and their total, which counts."""
+    parts = {"input_tokens_cost": 2.4e-05, "output_tokens_cost": 0.006585, "request_cost": 0.006}
+    assert reported_cost_nanos({"cost": {**parts, "total_cost": 0.012609}}) == 12_609_000
+    assert reported_cost_nanos({"cost": parts}) is None
+    assert reported_cost_nanos({"cost": {}}) is None
+
+
+@pytest.mark.parametrize(
+    ("ticks", "nanos"), [(2_709_000, 270_900), (0, 0), (5, 0), (15, 2), (16, 2), (-1, None), ("7", None), (True, None)]
+)
+def test_a_cost_in_ticks(ticks, nanos):
+    """Ticks of xAI are a ten-thousandth of a micro-USD, rounded half to even (BerriAI/litellm#36281)."""
+    assert reported_cost_nanos({"cost_in_usd_ticks": ticks}) == nanos
