@@ -7,7 +7,7 @@ arguments are never changed: where usage is asked for on his behalf, that is on 
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +19,7 @@ from fluxgate_mw.event import TokenUsage, UsageEvent
 from fluxgate_mw.openai import unfinished
 from fluxgate_mw.openai.answer import Answer
 from fluxgate_mw.openai.content import asked_content, delivered_content, whole_content
-from fluxgate_mw.openai.estimate import estimate_tokens, text_bytes
+from fluxgate_mw.openai.estimate import estimate_tokens, texts_in, tokens_in
 from fluxgate_mw.openai.hosts import OPERATIONS, asks_for_usage, operation_of, uncovered_kind
 from fluxgate_mw.openai.tracking import register
 from fluxgate_mw.openai.usage import usd_to_nanos
@@ -78,7 +78,7 @@ class OpenAICall(Call, eq=False):
     _content: bytes | None = None
     _answer: Answer | None = None
     _ending: _Ending | None = None
-    _usage: TokenUsage | None = None
+    _prompt: Sequence[str] | None = None
 
     def answered(self, result: object) -> bool:
         """The client returned: end the call, or follow the body that is still to be read. Always True."""
@@ -142,7 +142,7 @@ class OpenAICall(Call, eq=False):
         ending = self._ending or _told(answer)
         self.provider_name()
         reported = answer.usage
-        usage = reported or self._usage
+        usage = reported or self._estimated(answer)
         tier = answer.service_tier or self._asked_tier
         nanos = answer.cost_nanos
         if nanos is None and self.base_url.host != _OPENAI and _COST_HEADER in self._headers:
@@ -176,7 +176,7 @@ class OpenAICall(Call, eq=False):
     def made(self) -> UsageEvent:
         """Return the call's event and forget what it was made from."""
         event = super().made()
-        self._content = self._answer = self._asked = None
+        self._content = self._answer = self._asked = self._prompt = None
         self._headers = _NO_BODY
         return event
 
@@ -217,6 +217,15 @@ class OpenAICall(Call, eq=False):
         unfinished.hold(answer.response_id, self)
         return True
 
+    def _estimated(self, answer: Answer) -> TokenUsage | None:
+        """Return about what was asked and delivered, where the answer broke off before anybody reported it."""
+        prompt = self._prompt
+        if prompt is None:
+            return None
+        model = answer.model or self.model
+        delivered = estimate_tokens(answer.delivered_bytes) if answer.texts is None else tokens_in(answer.texts, model)
+        return TokenUsage(tokens_in(prompt, model), delivered)
+
     def _unpriced_reason(self, reported: TokenUsage | None) -> str | None:
         partial = reported is not None and None in (reported.input_tokens, reported.output_tokens)
         return "the usage is incomplete" if partial and self.operation in _COUNTS_BOTH else None
@@ -233,8 +242,8 @@ class OpenAICall(Call, eq=False):
             return
         self._answer, self._ending = answer, ending
         if estimate and answer.usage is None:
-            prompt_bytes = sum(text_bytes(self.body.get(name)) for name in _PROMPTS)
-            self._usage = TokenUsage(estimate_tokens(prompt_bytes), estimate_tokens(answer.delivered_bytes))
+            self._prompt = [text for name in _PROMPTS for text in texts_in(self.body.get(name))]
+            self.size_bytes += sum(map(len, self._prompt))
         self._let_go()
         self.end()
 

@@ -1,10 +1,14 @@
-"""How many tokens a text has, where nobody reported it: an estimate from its UTF-8 bytes."""
+"""How many tokens a text has, where nobody reported it: by a tokenizer that is at hand, else from its UTF-8 bytes."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-__all__ = ["delivered_texts", "estimate_tokens", "text_bytes"]
+from fluxgate_mw.recorder import guarded
+
+__all__ = ["delivered_texts", "estimate_tokens", "text_bytes", "texts_in", "tokens_in"]
 
 UTF8_BYTES_PER_TOKEN: Final = 4
 _NO_TEXT: Final = frozenset({"role", "id", "type", "index", "audio", "input_audio", "image_url", "file", "file_data"})
@@ -28,6 +32,41 @@ def text_bytes(value: Any) -> int:
     if isinstance(value, list | tuple):
         return sum(map(text_bytes, value))
     return 0
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield the same texts, one by one."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            if key not in _NO_TEXT:
+                yield from texts_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from texts_in(part)
+
+
+def tokens_in(texts: Sequence[str], model: str | None) -> int:
+    """Return how many tokens these texts have, about: counted, where the application has the model's tokenizer loaded.
+
+    None is ever loaded from here: that reads megabytes, from the network if need be.
+
+    Source: `tiktoken.registry.ENCODINGS`, `tiktoken.model.encoding_name_for_model` (tiktoken 0.14).
+    """
+    counted = guarded("tokenizer", _counted, texts, model)
+    return estimate_tokens(sum(map(text_bytes, texts))) if counted is None else counted
+
+
+def _counted(texts: Sequence[str], model: str | None) -> int | None:
+    registry, models = sys.modules.get("tiktoken.registry"), sys.modules.get("tiktoken.model")
+    if not model or registry is None or models is None or not registry.ENCODINGS:
+        return None
+    try:
+        encoding = registry.ENCODINGS.get(models.encoding_name_for_model(model))
+    except KeyError:
+        return None
+    return None if encoding is None else sum(len(encoding.encode_ordinary(text)) for text in texts)
 
 
 def delivered_texts(value: Any) -> str:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxgate_mw.openai.estimate import delivered_texts, estimate_tokens, text_bytes
+from fluxgate_mw import diagnostics
+from fluxgate_mw.openai.estimate import delivered_texts, estimate_tokens, text_bytes, texts_in, tokens_in
 
 DATA = Path(__file__).parents[1] / "data"
 COUNTED = json.loads(DATA.joinpath("counted_texts.json").read_text("utf-8"))["texts"]
@@ -55,6 +57,36 @@ def test_the_error_against_reported_usage():
     assert max(ratios) < 1.45
 
 
+@pytest.fixture
+def bytewise(monkeypatch):
+    """A real tokenizer whose tokens are bytes, as if the application had loaded the data of gpt-4o's."""
+    encoding = tiktoken.Encoding(
+        "bytewise", pat_str=r"\S+|\s+", mergeable_ranks={bytes([byte]): byte for byte in range(256)}, special_tokens={}
+    )
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "o200k_base", encoding)
+
+
+def test_a_tokenizer_that_is_loaded_counts(bytewise):
+    """Where the application has the model's own at hand, it is asked; special tokens are text like any other."""
+    texts = ["grüße", "<|endoftext|>"]
+    assert tokens_in(texts, "gpt-4o-mini") == len("".join(texts).encode())
+    assert tokens_in(texts, "gpt-4o-2024-08-06") == len("".join(texts).encode())
+
+
+@pytest.mark.parametrize("model", ["gpt-4", "claude-3-5-haiku", "", None])
+def test_another_models_tokenizer_is_not_asked(bytewise, model):
+    """A model whose tokenizer is not loaded, or not known, is estimated from bytes; nothing is loaded for it."""
+    assert tokens_in(["abcdefgh"], model) == 2
+    assert set(tiktoken.registry.ENCODINGS) == {"o200k_base"}
+
+
+def test_a_tokenizer_that_fails_costs_nothing(monkeypatch):
+    """The estimate from bytes is there all the same, and the fault is counted."""
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "o200k_base", object())
+    assert tokens_in(["abcdefgh"], "gpt-4o") == 2
+    assert diagnostics.counts() == {"bug_tokenizer": 1}
+
+
 def test_images_and_names_of_kinds_are_no_text():
     """An image's data, roles and types are not counted; tool arguments and refusals are."""
     message = {
@@ -66,6 +98,7 @@ def test_images_and_names_of_kinds_are_no_text():
         ],
     }
     assert text_bytes([message]) == 4
+    assert list(texts_in([message])) == ["abcd"]
     assert text_bytes({"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}], "refusal": "no"}) == 5
 
 
