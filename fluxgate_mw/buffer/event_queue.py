@@ -83,7 +83,8 @@ class EventQueue:
             if not isinstance(event, bytes):
                 left -= 1
                 event = self._encode(event)
-                item = item._replace(event=event)
+                self._bytes_out += item.size_bytes - len(event)
+                item = _Waiting(item.queued_at, len(event), event)
             batch.append(item)
             self._packed_bytes += len(event)
         return True
