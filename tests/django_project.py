@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import django
 import openai
 from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
 from django.db import connection
 from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseNotFound, StreamingHttpResponse
 from django.urls import include, path, re_path
@@ -18,6 +20,8 @@ from django.views import View
 from fluxgate_mw import feature
 from tests.asking import aask, ask
 from tests.calls.clients import httpx
+
+__all__ = ["get_asgi_application", "get_wsgi_application"]
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fluxgate-django-"))
 
@@ -66,6 +70,20 @@ async def openai_view(request: HttpRequest, key: int) -> HttpResponse:
         api_key="x", base_url="http://shop.invalid/v1", http_client=httpx.AsyncClient(transport=transport)
     ) as client:
         await client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "x"}])
+    return HttpResponse("ok")
+
+
+places: dict[str, Callable[[], Any]] = {}
+"""What the two views below do, sync and async."""
+
+
+def sync_place(request: HttpRequest, key: int) -> HttpResponse:
+    places["sync"]()
+    return HttpResponse("ok")
+
+
+async def async_place(request: HttpRequest, key: int) -> HttpResponse:
+    await places["async"]()
     return HttpResponse("ok")
 
 
@@ -156,6 +174,8 @@ urlpatterns = [
     path("async/<int:key>/", async_view),
     path("sync-call/<int:key>/", sync_call_view),
     path("silent/", silent_view),
+    path("items/<int:key>/sync", sync_place),
+    path("items/<int:key>/async", async_place),
     path("timed/", timed_view),
     path("openai/<int:key>/", openai_view),
     path("events/", events_view),

@@ -68,7 +68,7 @@ def _of(folder: str, *names: str) -> tuple[str, ...]:
     return tuple(f"tests/{folder}/test_{name}.py" for name in names)
 
 
-OF_ASGI: Final = _of("integrations", "starlette", "fastapi", "litestar", "quart", "isolation", "asgi_servers")
+OF_ASGI: Final = _of("integrations", "starlette", "fastapi", "litestar", "quart", "isolation", "places", "asgi_servers")
 OF_WSGI: Final = _of("integrations", "flask", "django", "bottle_pyramid", "jobs", "greenlets", "bare_servers")
 OVERLAPPING: Final = "test_overlapping_requests_of_a_real_server_keep_their_own_user_and_route"
 PLAIN: Final = _of("unit", "asgi", "wsgi", "frames", "resolvers")

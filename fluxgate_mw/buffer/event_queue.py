@@ -80,6 +80,8 @@ class EventQueue:
             if not isinstance(event, bytes):
                 left -= 1
                 event = self._encode(event)
+                self._bytes_out += size - len(event)
+                size = len(event)
             batch.append((queued_at, size, event))
             self._packed_bytes += len(event)
         return True

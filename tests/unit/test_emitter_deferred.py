@@ -12,8 +12,9 @@ from fluxgate_mw.buffer.cut import TRUNCATED
 from fluxgate_mw.buffer.emitter import Emitter
 from fluxgate_mw.buffer.pack import unpack
 from fluxgate_mw.buffer.spool import Spool
+from fluxgate_mw.errors import BackendUnavailable
 from fluxgate_mw.event import UsageEvent, decode_event
-from tests.buffers import assert_conserved, numbered, spooled_numbers, until
+from tests.buffers import assert_conserved, numbered, spooled_numbers, until, wait_until
 
 
 class Later:
@@ -130,3 +131,26 @@ def test_what_waits_at_the_exit_is_made_then(make, folder):
     emitter._delivery.at_exit()
     assert_conserved(emitter.statistics(), 30)
     assert spooled_numbers(folder) == list(range(30))
+
+
+def test_what_is_made_and_waits_on_counts_as_what_it_is_now(make, folder):
+    """An event that was made from much and cannot be delivered yet leaves room for others."""
+
+    class Full(Spool):
+        full = True
+
+        def append_nowait(self, payload) -> None:
+            if self.full:
+                raise BackendUnavailable("spool", "No space left on device")
+            super().append_nowait(payload)
+
+    spool = Full(folder)
+    emitter = make(spool=lambda: spool, max_bytes=10_000)
+    emitter.defer(Later(0, size_bytes=9_000))
+    wait_until(lambda: emitter.statistics().queued_bytes < 9_000)
+    emitter.defer(Later(1, size_bytes=9_000))
+    assert emitter.statistics().dropped == {}
+    spool.full = False
+    assert emitter.flush(5)
+    assert spooled_numbers(folder) == [0, 1]
+    assert emitter.statistics().queued_bytes == 0
