@@ -31,12 +31,18 @@ _STATUS: Final[Mapping[str, Status]] = {
 _STOPPED: Final = ("stop",)
 _GRAVITY: Final[tuple[Status, ...]] = ("BLOCKED", "ERROR", "MAX_TOKENS", "SUCCESS")
 _TYPED_ENDS: Final = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
+_BILLED_PER_CALL: Final = ("web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call")
+"""Source: https://platform.openai.com/docs/pricing, "Built-in tools" (read 2026-11)."""
 
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class _Choice(msgspec.Struct):
     finish_reason: Any = None
+
+
+class _Item(msgspec.Struct):
+    type: Any = None
 
 
 class _Whole(msgspec.Struct):
@@ -47,6 +53,7 @@ class _Whole(msgspec.Struct):
     status: Any = None
     error: Any = None
     incomplete_details: Any = None
+    output: list[_Item] | None = None
     choices: list[_Choice] | None = None
 
 
@@ -67,6 +74,7 @@ class _Event(msgspec.Struct):
     delta: Any = None
     response: _Whole | None = None
     message: Any = None
+    x_groq: Any = None
 
 
 _decode_whole = msgspec.json.Decoder(_Whole).decode
@@ -93,6 +101,7 @@ class Answer:
         delivered_bytes: UTF-8 bytes of text, tool arguments and reasoning that a stream delivered.
         texts: What a stream delivered, where content is captured; else None.
         cost_nanos: What the provider says that the call cost; None where it does not say.
+        fee: What of its output is billed per call, beside its tokens; None for nothing.
         state: `status` of an answer that has one (`queued`, `completed`, ...); None elsewhere.
     """
 
@@ -102,6 +111,7 @@ class Answer:
         "ended",
         "error_message",
         "error_type",
+        "fee",
         "finish_reasons",
         "model",
         "response_id",
@@ -124,6 +134,7 @@ class Answer:
         self.status: Status | None = None
         self.error_type: str | None = None
         self.error_message: str | None = None
+        self.fee: str | None = None
         self.ended = False
         self.delivered_bytes = 0
 
@@ -168,6 +179,8 @@ class Answer:
         if decoded.response is not None or isinstance(decoded.type, str):
             self._take_typed(decoded)
             return False
+        if decoded.usage is None and isinstance(decoded.x_groq, dict):
+            decoded.usage = decoded.x_groq.get("usage")
         self._take(decoded)
         self._take_deltas(decoded.choices or ())
         return decoded.choices == [] and isinstance(decoded.usage, dict)
@@ -204,12 +217,14 @@ class Answer:
         self.service_tier = _text(part.service_tier) or self.service_tier
         if isinstance(part.usage, dict):
             self.usage = read_usage(part.usage) or self.usage
-            if "cost" in part.usage:
+            if "cost" in part.usage or "cost_in_usd_ticks" in part.usage:
                 self.cost_nanos = reported_cost_nanos(part.usage)
         if isinstance(part.error, dict):
             self._fail(part.error)
         if isinstance(part, _Whole):
             self._take_status(part)
+            if part.output:
+                self.fee = next((item.type for item in part.output if item.type in _BILLED_PER_CALL), self.fee)
 
     def _take_status(self, whole: _Whole) -> None:
         self.state = _text(whole.status)

@@ -36,6 +36,12 @@ _PENDING: Final = frozenset({"queued", "in_progress"})
 _BINARY: Final = ("audio/", "image/", "video/", "application/octet-stream")
 _COST_HEADER: Final = "x-litellm-response-cost"
 """Source: https://docs.litellm.ai/docs/proxy/response_headers (read 2026-11); USD."""
+_REFUSED: Final = 400
+_READ_AT_ONCE: Final = 65_536
+"""A longer body is read in the thread that made the call, so that it need not wait in memory."""
+_AZURE_V1: Final = "/openai/v1"
+_SEARCHES: Final = ("-search-preview", "-search-api")
+_OPENAIS: Final = ("openai", "azure")
 _OPENAI: Final = "api.openai.com"
 _FILTERED: Final = ("content_filter", "content_policy_violation", "moderation_blocked")
 _NO_BODY: Final[Mapping[str, Any]] = {}
@@ -74,6 +80,7 @@ class OpenAICall(Call, eq=False):
     _http_status: int | None = None
     _headers: Any = _NO_BODY
     _asked_tier: Any = None
+    _fee: str | None = None
     _asked: Any = None
     _content: bytes | None = None
     _answer: Answer | None = None
@@ -98,7 +105,7 @@ class OpenAICall(Call, eq=False):
         ending = _failure(error)
         if self.retries == 0:
             self.retries = ending.retries
-        content = None if ending.http_status is not None else self._heard(response)
+        content = None if (ending.http_status or 0) >= _REFUSED else self._heard(response)
         if content is None:
             self._http_status = ending.http_status
             self._finish(Answer(), ending)
@@ -159,7 +166,7 @@ class OpenAICall(Call, eq=False):
             retries=self.retries,
             usage=usage,
             usage_source="provider" if reported else "estimated" if usage else "none",
-            unpriced_reason=self._unpriced_reason(reported),
+            unpriced_reason=self._unpriced_reason(answer),
             reported_nanos=nanos,
             asked=self._asked,
             answered=self._answered_content(content, answer),
@@ -188,8 +195,10 @@ class OpenAICall(Call, eq=False):
         return content
 
     def _end_with(self, content: bytes) -> None:
-        self._content = content
-        if self.body.get("background") is True:
+        small = len(content) <= _READ_AT_ONCE
+        if small or self.recorder.settings.capture_content:
+            self._content = content
+        if not small or self.body.get("background") is True:
             answer = _read(content)
             self._finish(answer, _told(answer))
         else:
@@ -226,7 +235,12 @@ class OpenAICall(Call, eq=False):
         delivered = estimate_tokens(answer.delivered_bytes) if answer.texts is None else tokens_in(answer.texts, model)
         return TokenUsage(tokens_in(prompt, model), delivered)
 
-    def _unpriced_reason(self, reported: TokenUsage | None) -> str | None:
+    def _unpriced_reason(self, answer: Answer) -> str | None:
+        reported, fee = answer.usage, answer.fee or self._fee
+        if fee is None and self.provider in _OPENAIS and any(kind in (answer.model or "") for kind in _SEARCHES):
+            fee = "web search"
+        if fee is not None:
+            return f"the call used {fee}, which is billed per call beside its tokens"
         partial = reported is not None and None in (reported.input_tokens, reported.output_tokens)
         return "the usage is incomplete" if partial and self.operation in _COUNTS_BOTH else None
 
@@ -251,6 +265,8 @@ class OpenAICall(Call, eq=False):
         """Take of what was sent what is still needed; the rest is the caller's, who may change it now."""
         body, self.body, self.options = self.body, _NO_BODY, None
         self._asked_tier = body.get("service_tier")
+        if body.get("web_search_options") is not None:
+            self._fee = "web search"
         if self.recorder.settings.capture_content:
             self._asked = asked_content(body)
 
@@ -354,7 +370,7 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
     )
     if operation == "batch":
         diagnostics.note("not_covered_batch_results", "a batch was created; what its requests use is not recorded")
-    if stream and asks_for_usage(call.provider_name(), path, getattr(client, "_api_version", None)):
+    if stream and asks_for_usage(call.provider_name(), path, _api_version(client)):
         call.options = _asking_for_usage(call, options, body)
     return call
 
@@ -371,6 +387,15 @@ def _seen(url: str, options: Any) -> tuple[str, str | None]:
     if kind is not None:
         diagnostics.note(kind, f"{kind.removeprefix('not_covered_')}: seen, but what it uses is not recorded")
     return path, None
+
+
+def _api_version(client: Any) -> str | None:
+    """Return Azure's API version; `v1` where a plain client's address says so.
+
+    Source: https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle (read 2026-11).
+    """
+    version: str | None = getattr(client, "_api_version", None)
+    return "v1" if version is None and _AZURE_V1 in client.base_url.path else version
 
 
 def _body_of(options: Any) -> Mapping[str, Any]:
