@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import openai
 import pytest
 
@@ -156,3 +158,89 @@ def test_a_cost_override_of_the_view(tracked):
     )
     view.chat.completions.create(**CREATE)
     assert events[0].cost_nanos == 15_000
+
+
+_KINDS = {
+    "OpenAI": (openai.OpenAI, {}),
+    "AzureOpenAI": (openai.AzureOpenAI, AZURE),
+    "AsyncOpenAI": (openai.AsyncOpenAI, {}),
+    "AsyncAzureOpenAI": (openai.AsyncAzureOpenAI, AZURE),
+}
+
+
+def _streamed(client):
+    for _ in client.chat.completions.create(**CREATE, stream=True):
+        pass
+
+
+def _streamed_raw(client):
+    for _ in client.chat.completions.with_raw_response.create(**CREATE, stream=True).parse():
+        pass
+
+
+def _streaming(client):
+    with client.chat.completions.with_streaming_response.create(**CREATE) as response:
+        response.parse()
+
+
+def _left(client):
+    with client.chat.completions.create(**CREATE, stream=True) as stream:
+        next(iter(stream))
+
+
+async def _astreamed(client):
+    async for _ in await client.chat.completions.create(**CREATE, stream=True):
+        pass
+
+
+async def _astreamed_raw(client):
+    async for _ in (await client.chat.completions.with_raw_response.create(**CREATE, stream=True)).parse():
+        pass
+
+
+async def _astreaming(client):
+    async with client.chat.completions.with_streaming_response.create(**CREATE) as response:
+        await response.parse()
+
+
+async def _aleft(client):
+    async with await client.chat.completions.create(**CREATE, stream=True) as stream:
+        await anext(aiter(stream))
+
+
+_USES = {
+    "plain": (lambda c: c.chat.completions.create(**CREATE),) * 2,
+    "raw": (lambda c: c.chat.completions.with_raw_response.create(**CREATE),) * 2,
+    "a copy": (lambda c: c.with_options(timeout=9).chat.completions.create(**CREATE),) * 2,
+    "raw of all": (lambda c: c.with_raw_response.chat.completions.create(**CREATE),) * 2,
+    "streamed": (_streamed, _astreamed),
+    "streamed raw": (_streamed_raw, _astreamed_raw),
+    "streaming": (_streaming, _astreaming),
+    "left early": (_left, _aleft),
+}
+
+
+def _either(request):
+    return obliging("Hi", "there")(request) if json.loads(request.content).get("stream") else answer(CHAT)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("use", _USES)
+@pytest.mark.parametrize("kind", _KINDS)
+async def test_every_kind_of_client_in_every_use(tracked, kind, use):
+    """One event, with the view's context, by a host's provider; the client that is wrapped stays its own."""
+    fg, events = tracked
+    client_type, options = _KINDS[kind]
+    is_async = kind.startswith("Async")
+    client = (async_client if is_async else sync_client)(_either, client_type, **options)
+    view = create_openai_cost_tracker(client, fg).with_context(feature="f", user="u")
+    assert isinstance(view, client_type)
+    used = _USES[use][is_async](view)
+    if is_async:
+        await used
+    [event] = events
+    assert (event.feature, event.user.id, event.feature_source, event.user_source) == ("f", "u", "explicit", "explicit")
+    assert event.provider_name == ("azure" if options else "openai")
+    assert event.status == ("CANCELLED" if use == "left early" else "SUCCESS")
+    assert event.usage_source == ("estimated" if use == "left early" else "provider")
+    assert type(client) is client_type
