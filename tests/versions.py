@@ -79,7 +79,7 @@ ENVIRONMENTS: Final = (
     Environment(
         "newest Python",
         (*OF_ASGI, *OF_WSGI, "tests/unit", "tests/contract", "tests/calls"),
-        packages=(*WITH_ASGI, *WITH_WSGI, "genai-prices", "hatchling", "jinja2", "psutil", "trustme"),
+        packages=(*WITH_ASGI, *WITH_WSGI, "genai-prices", "hatchling", "jinja2", "psutil", "tiktoken", "trustme"),
         newest_python=True,
     ),
     Environment(

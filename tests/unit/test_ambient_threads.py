@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from fluxgate_mw import ambient, context, current
-from fluxgate_mw.ambient import Ambient, RequestContext
+from fluxgate_mw import FluxGateWSGIMiddleware, ambient, context, current
+from fluxgate_mw.ambient import Ambient, Current, RequestContext
 from fluxgate_mw.integrations.threads import carry_context
+from fluxgate_mw.testing import capture_events
+from tests.asking import ask
 
 
 def name() -> str | None:
@@ -84,3 +89,30 @@ def test_a_frame_is_compared_by_identity() -> None:
     request = RequestContext({}, None)  # type: ignore[arg-type]
     assert Ambient(request=request) != Ambient(request=request)
     assert RequestContext({}, None) != RequestContext({}, None)  # type: ignore[arg-type]
+
+
+def test_the_figures_of_a_request_add_up_from_threads_that_interrupt_each_other() -> None:
+    """Nothing is lost, at a switch interval at which threads take turns all the time."""
+    seen: list[Current] = []
+
+    def asks() -> None:
+        for _ in range(300):
+            ask()
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        with ThreadPoolExecutor(8) as pool:
+            for asking in [pool.submit(contextvars.copy_context().run, asks) for _ in range(8)]:
+                asking.result()
+        seen.append(current())
+        return []
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with capture_events() as events:
+            FluxGateWSGIMiddleware(app)({"REQUEST_METHOD": "GET"}, None)  # type: ignore[arg-type]
+    finally:
+        sys.setswitchinterval(interval)
+    assert (seen[0].calls, seen[0].cost_nanos) == (2_400, sum(event.cost_nanos or 0 for event in events))
+    assert {event.request_id for event in events} == {seen[0].request_id}
+    assert seen[0].cost_nanos > 0
