@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fluxgate_mw.ambient import CARRIER_KEY, Ambient, RequestContext, end_request, enter, get
+from fluxgate_mw.ambient import Ambient, end_request, enter, get
 from fluxgate_mw.pins import pin
 from fluxgate_mw.recorder import guarded
+from fluxgate_mw.request import CARRIER_KEY, RequestContext
 from fluxgate_mw.resolvers import USER_SOURCES, ASGISources
 from fluxgate_mw.semconv import UserSource
 from fluxgate_mw.timing import with_cost

@@ -14,7 +14,8 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
-from fluxgate_mw.ambient import CARRIER_KEY, Ambient, RequestContext, enter, get
+from fluxgate_mw.ambient import Ambient, enter, get
+from fluxgate_mw.request import CARRIER_KEY, RequestContext
 from fluxgate_mw.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["pin"]

@@ -13,11 +13,11 @@ from types import CoroutineType
 from typing import Any, Final
 
 from fluxgate_mw import diagnostics, frameworks
-from fluxgate_mw.ambient import Decoration
 from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.event import User
 from fluxgate_mw.frames import DECORATION
 from fluxgate_mw.recorder import Recorder, guarded
+from fluxgate_mw.request import Decoration
 from fluxgate_mw.semconv import UserSource
 from fluxgate_mw.trust import TrustedProxies
 from fluxgate_mw.types import Carrier, FeatureResolver, UserResolver

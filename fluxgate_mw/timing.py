@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from fluxgate_mw.ambient import RequestContext
 from fluxgate_mw.event import usd
+from fluxgate_mw.request import RequestContext
 from fluxgate_mw.types import Message, Send
 
 __all__ = ["Costs", "closing_comment", "is_event_stream", "server_timing", "with_cost"]

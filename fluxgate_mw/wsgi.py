@@ -14,8 +14,9 @@ from typing import Final
 
 import msgspec
 
-from fluxgate_mw.ambient import CARRIER_KEY, NOTHING, Ambient, RequestContext, end_request, enter, get
+from fluxgate_mw.ambient import NOTHING, Ambient, end_request, enter, get
 from fluxgate_mw.recorder import guarded
+from fluxgate_mw.request import CARRIER_KEY, RequestContext
 from fluxgate_mw.resolvers import USER_SOURCES, WSGISources
 from fluxgate_mw.semconv import UserSource
 from fluxgate_mw.timing import Costs

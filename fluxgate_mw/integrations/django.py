@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 
-from fluxgate_mw.ambient import CARRIER_KEY, NOTHING, Ambient, RequestContext, end_request, enter, get
+from fluxgate_mw.ambient import NOTHING, Ambient, end_request, enter, get
 from fluxgate_mw.frameworks import DJANGO
 from fluxgate_mw.recorder import guarded
+from fluxgate_mw.request import CARRIER_KEY, RequestContext
 from fluxgate_mw.resolvers import USER_SOURCES, ASGISources, WSGISources
 from fluxgate_mw.semconv import UserSource
 from fluxgate_mw.timing import Costs

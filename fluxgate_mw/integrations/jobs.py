@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
-from fluxgate_mw.ambient import NOTHING, Ambient, RequestContext, end_request, enter, get
+from fluxgate_mw.ambient import NOTHING, Ambient, end_request, enter, get
 from fluxgate_mw.event import User
 from fluxgate_mw.recorder import guarded
+from fluxgate_mw.request import RequestContext
 from fluxgate_mw.semconv import FeatureSource, UserSource
 from fluxgate_mw.types import Carrier
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from quart import Quart, Response, current_app, request, websocket
 
-from fluxgate_mw.ambient import CARRIER_KEY, RequestContext
 from fluxgate_mw.asgi import FluxGateMiddleware
 from fluxgate_mw.frameworks import QUART, keep_quart
 from fluxgate_mw.recorder import guarded
+from fluxgate_mw.request import CARRIER_KEY, RequestContext
 from fluxgate_mw.types import HasRecorder
 
 __all__ = ["FluxGateQuart"]

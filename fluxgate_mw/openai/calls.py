@@ -13,21 +13,19 @@ from typing import Any, Final
 import msgspec
 
 from fluxgate_mw import diagnostics
-from fluxgate_mw.ambient import Ambient, get
 from fluxgate_mw.call import Call
 from fluxgate_mw.event import TokenUsage, UsageEvent
 from fluxgate_mw.openai import unfinished
 from fluxgate_mw.openai.answer import Answer
 from fluxgate_mw.openai.content import asked_content, delivered_content, whole_content
 from fluxgate_mw.openai.estimate import estimate_tokens, texts_in, tokens_in
-from fluxgate_mw.openai.hosts import OPERATIONS, asks_for_usage, operation_of, uncovered_kind
 from fluxgate_mw.openai.tracking import register
 from fluxgate_mw.openai.usage import usd_to_nanos
 from fluxgate_mw.openai.watch import Watch, watch
-from fluxgate_mw.recorder import Outcome, Recorder, choose, in_hand, safe_message
+from fluxgate_mw.recorder import Outcome, safe_message
 from fluxgate_mw.semconv import Status
 
-__all__ = ["OpenAICall", "Origin", "Retrieval", "begin"]
+__all__ = ["OpenAICall", "Retrieval"]
 
 _GIVEN_UP: Final = (CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 _PROMPTS: Final = ("messages", "input", "instructions", "prompt", "tools")
@@ -39,7 +37,6 @@ _COST_HEADER: Final = "x-litellm-response-cost"
 _REFUSED: Final = 400
 _READ_AT_ONCE: Final = 65_536
 """A longer body is read in the thread that made the call, so that it need not wait in memory."""
-_AZURE_V1: Final = "/openai/v1"
 _SEARCHES: Final = ("-search-preview", "-search-api")
 _OPENAIS: Final = ("openai", "azure")
 _OPENAI: Final = "api.openai.com"
@@ -316,105 +313,6 @@ class Retrieval:
 
 def _nothing() -> None:
     """Do nothing at the first chunk."""
-
-
-class Origin(msgspec.Struct, frozen=True):
-    """Where calls are said to come from: the explicit tracker's recorder and frame, and the patch's own recorder.
-
-    None leaves it to the ambient context and to the default.
-    """
-
-    recorder: Recorder | None = None
-    ambient: Ambient | None = None
-    fallback: Recorder | None = None
-
-
-def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall | Retrieval | None:  # noqa: FBT001
-    """Return the call that a `request` starts; None where it is no call of ours.
-
-    Args:
-        client: An `OpenAI` client of any kind.
-        options: The `FinalRequestOptions` that it was given; never changed.
-        stream: The caller asked for a stream.
-        origin: Who asks.
-    """
-    running = in_hand.get()
-    if running is not None and isinstance(running, OpenAICall | Retrieval) and running.client is client:
-        return None
-    path = options.url
-    operation = OPERATIONS.get(path)
-    if operation is None or options.method != "post":
-        path, operation = _seen(path, options)
-        if operation is None:
-            waits = path.startswith("/responses/") and unfinished.any_open()
-            return Retrieval(client, options) if waits else None
-    ambient = origin.ambient or get()
-    chosen = choose(origin.recorder, ambient, origin.fallback)
-    if chosen is None:
-        return None
-    body = _body_of(options)
-    model, user = body.get("model"), body.get("user")
-    call = OpenAICall(
-        chosen,
-        ambient,
-        operation=operation,
-        api_path=path,
-        model=model if isinstance(model, str) else None,
-        stream=stream,
-        user_parameter=user if isinstance(user, str) else None,
-        client=client,
-        body=body,
-        options=options,
-        base_url=client.base_url,
-        azure="_azure_endpoint" in client.__dict__,
-    )
-    if operation == "batch":
-        diagnostics.note("not_covered_batch_results", "a batch was created; what its requests use is not recorded")
-    if stream and asks_for_usage(call.provider_name(), path, _api_version(client)):
-        call.options = _asking_for_usage(call, options, body)
-    return call
-
-
-def _seen(url: str, options: Any) -> tuple[str, str | None]:
-    """Return the path below the base address and the operation that a request is; count what is billed and is none."""
-    path = url.partition("?")[0]
-    if options.method.lower() != "post":
-        return path, None
-    known = operation_of(path)
-    if known is not None:
-        return known[1], known[0]
-    kind = uncovered_kind(path)
-    if kind is not None:
-        diagnostics.note(kind, f"{kind.removeprefix('not_covered_')}: seen, but what it uses is not recorded")
-    return path, None
-
-
-def _api_version(client: Any) -> str | None:
-    """Return Azure's API version; `v1` where a plain client's address says so.
-
-    Source: https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle (read 2026-11).
-    """
-    version: str | None = getattr(client, "_api_version", None)
-    return "v1" if version is None and _AZURE_V1 in client.base_url.path else version
-
-
-def _body_of(options: Any) -> Mapping[str, Any]:
-    body = options.json_data if isinstance(options.json_data, Mapping) else _NO_BODY
-    extra = getattr(options, "extra_json", None)
-    return {**body, **extra} if extra and isinstance(extra, Mapping) else body
-
-
-def _asking_for_usage(call: OpenAICall, options: Any, body: Mapping[str, Any]) -> Any:
-    asked = body.get("stream_options")
-    if not isinstance(asked, Mapping | None) or (asked and asked.get("include_usage") is not None):
-        return options
-    copied = options.model_copy() if hasattr(options, "model_copy") else options.copy()
-    extra = getattr(options, "extra_json", None)
-    place = "extra_json" if isinstance(extra, Mapping) and "stream_options" in extra else "json_data"
-    given = getattr(options, place)
-    setattr(copied, place, {**given, "stream_options": {**(asked or {}), "include_usage": True}})
-    call.hide_usage = True
-    return copied
 
 
 def _read(body: bytes) -> Answer:

@@ -21,7 +21,8 @@ from openai._response import BaseAPIResponse
 from fluxgate_mw.ambient import learn_user
 from fluxgate_mw.errors import InstrumentationError
 from fluxgate_mw.openai import derived, unfinished
-from fluxgate_mw.openai.calls import OpenAICall, Origin, Retrieval, begin
+from fluxgate_mw.openai.calls import OpenAICall, Retrieval
+from fluxgate_mw.openai.request import Origin, begin
 from fluxgate_mw.openai.tracking import FLUXGATE
 from fluxgate_mw.openai.uncovered import replacements
 from fluxgate_mw.recorder import Recorder, guarded, in_hand

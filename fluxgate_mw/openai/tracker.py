@@ -11,8 +11,8 @@ from openai._base_client import AsyncAPIClient
 
 from fluxgate_mw.ambient import Ambient, get
 from fluxgate_mw.frames import set_fields
-from fluxgate_mw.openai.calls import Origin
 from fluxgate_mw.openai.patch import VIEW, arequested, note_response, requested
+from fluxgate_mw.openai.request import Origin
 from fluxgate_mw.recorder import Recorder
 from fluxgate_mw.types import HasRecorder
 

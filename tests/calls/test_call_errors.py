@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from fluxgate_mw import diagnostics, uninstrument_openai
-from fluxgate_mw.openai import calls, watch
+from fluxgate_mw.openai import calls, request, watch
 from tests.calls.mocks import CHAT, MESSAGES, answer, async_client, chat_events, http, streamed, sync_client
 
 CREATE = {"model": "gpt-4o-mini", "messages": MESSAGES}
@@ -214,7 +214,7 @@ def test_a_bug_of_ours_never_reaches_the_caller(events, monkeypatch, caplog):
 
     monkeypatch.setattr(calls, "_read", broken)
     assert sync_client(lambda r: answer(CHAT)).chat.completions.create(**CREATE).id == "chatcmpl-1"
-    monkeypatch.setattr(calls, "_body_of", broken)
+    monkeypatch.setattr(request, "_body_of", broken)
     assert sync_client(lambda r: answer(CHAT)).chat.completions.create(**CREATE).id == "chatcmpl-1"
     monkeypatch.undo()
     monkeypatch.setattr(watch.Watch, "_read", broken)

@@ -14,7 +14,7 @@ import pydantic
 import pytest
 
 from fluxgate_mw import FluxGate, create_openai_cost_tracker, diagnostics, tracking
-from fluxgate_mw.openai import answer, calls, patch, watch
+from fluxgate_mw.openai import answer, calls, patch, request, watch
 from tests.calls.clients import (
     ASKED,
     SSE,
@@ -89,8 +89,8 @@ def broken(*args, **kwargs):
     ("owner", "name"),
     [
         (patch, "begin"),
-        (calls, "choose"),
-        (calls, "asks_for_usage"),
+        (request, "choose"),
+        (request, "asks_for_usage"),
         (calls, "register"),
         (calls, "watch"),
         (calls, "_read"),

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from fluxgate_mw import FluxGateMiddleware, ambient, context, current, feature, track
-from fluxgate_mw.ambient import RequestContext
+from fluxgate_mw.request import RequestContext
 from fluxgate_mw.serving import serving
 from fluxgate_mw.testing import capture_events
 from tests.asking import CopiesScope, SignIn, aask

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fluxgate_mw import FluxGateWSGIMiddleware, ambient, context, current
-from fluxgate_mw.ambient import Ambient, Current, RequestContext
+from fluxgate_mw.ambient import Ambient, Current
 from fluxgate_mw.integrations.threads import carry_context
+from fluxgate_mw.request import RequestContext
 from fluxgate_mw.testing import capture_events
 from tests.asking import ask
 

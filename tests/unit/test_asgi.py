@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from fluxgate_mw import FluxGateMiddleware, User, ambient, context, current, feature, identify, instrument_openai
-from fluxgate_mw.ambient import RequestContext
+from fluxgate_mw.request import RequestContext
 from fluxgate_mw.resolvers import USER_SOURCES
 from fluxgate_mw.testing import capture_events
 from fluxgate_mw.trust import TrustedProxies

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxgate_mw import FluxGate, User, ambient, context, current, diagnostics, feature, pricing, track
-from fluxgate_mw.ambient import Ambient, RequestContext
+from fluxgate_mw.ambient import Ambient
 from fluxgate_mw.buffer.cut import encode_within
 from fluxgate_mw.call import Call
 from fluxgate_mw.event import TokenUsage, UsageEvent, decode_event
 from fluxgate_mw.recorder import Outcome
+from fluxgate_mw.request import RequestContext
 from fluxgate_mw.resolvers import ASGISources
 from fluxgate_mw.testing import capture_events
 
