@@ -18,6 +18,7 @@ import pytest
 
 from tests.buffers import wait_until
 from tests.faults.test_emitter_faults import ROOT, arrived
+from tests.flushing import stored_numbers
 from tests.forking_app import BEFORE_THE_FORK
 from tests.servers import free_port
 
@@ -106,6 +107,25 @@ def test_a_server_that_loads_before_it_forks_loses_and_doubles_nothing(run, plac
     assert None not in workers
     end(process, tmp_path)
     assert sorted(arrived(*place)) == [*range(BEFORE_THE_FORK), *range(FIRST, FIRST + REQUESTS)]
+
+
+@pytest.mark.parametrize(
+    "server", ["gunicorn-sync", "uwsgi-without-threads", "uwsgi-with-threads", "uwsgi-of-one-process"]
+)
+def test_a_background_flusher_of_a_master_stays_out_of_its_workers_way(run, tmp_path, redis_url, stream_key, server):
+    """With `flusher=background` the workers flush, all is stored once, and each process ends when it is told to."""
+    port, place = free_port(), (tmp_path / "spool", redis_url, stream_key)
+    variables = {"FLUXGATE_FLUSHER": "background", "FLUXGATE_DATA_DIR": str(tmp_path)}
+    process = run([part.format(port=port) for part in SERVERS[server]], place, **variables)
+    wait_until(lambda: process.poll() is not None or answer(port, FIRST), 30)
+    assert None not in {answer(port, number) for number in range(FIRST + 1, FIRST + REQUESTS)}
+    end(process, tmp_path)
+    command = [sys.executable, "-m", "fluxgate_mw.cli", "flush", "--once"]
+    assert run(command, place, **variables, FLUXGATE_CLAIM_MIN_IDLE_S="0.1").wait(30) == 0
+    assert stored_numbers(tmp_path / "fluxgate.sqlite3") == [
+        *range(BEFORE_THE_FORK),
+        *range(FIRST, FIRST + REQUESTS),
+    ]
 
 
 def test_a_celery_worker_that_forks_loses_and_doubles_nothing(run, place, tmp_path, redis_server):
