@@ -99,6 +99,8 @@ def test_a_server_that_loads_before_it_forks_loses_and_doubles_nothing(run, plac
 
     PostHog/posthog-python#290, getsentry/raven-python#590, open-telemetry/opentelemetry-python#1497: a queue that is
     copied into the workers without its thread. uWSGI forks without Python's hooks.
+
+    langfuse/langfuse#7414.
     """
     port = free_port()
     process = run([part.format(port=port) for part in SERVERS[server]], place)
@@ -107,6 +109,8 @@ def test_a_server_that_loads_before_it_forks_loses_and_doubles_nothing(run, plac
     assert None not in workers
     end(process, tmp_path)
     assert sorted(arrived(*place)) == [*range(BEFORE_THE_FORK), *range(FIRST, FIRST + REQUESTS)]
+    warned = "uWSGI runs without --enable-threads" in (tmp_path / "log").read_text()
+    assert warned == (server == "uwsgi-without-threads")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +133,10 @@ def test_a_background_flusher_of_a_master_stays_out_of_its_workers_way(run, tmp_
 
 
 def test_a_celery_worker_that_forks_loses_and_doubles_nothing(run, place, tmp_path, redis_server):
-    """A real prefork worker, whose processes end by `os._exit`: each task's event arrives, and the master's own."""
+    """A real prefork worker, whose processes end by `os._exit`: each task's event arrives, and the master's own.
+
+    langfuse/langfuse#1307.
+    """
     broker = f"redis://127.0.0.1:{redis_server.port}/3"
     command = [sys.executable, "-m", "celery", "-A", "tests.forking_tasks", "worker", "--pool", "prefork"]
     process = run([*command, "--concurrency", "2", "--loglevel", "warning"], place, FORKING_BROKER=broker)
