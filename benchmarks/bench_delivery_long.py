@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import multiprocessing
 import sqlite3
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -104,7 +105,7 @@ def rows(count: int, events: int, folder: Path) -> Figures:
     settings = Settings.load({"data_dir": folder}, environ={})
     began = time.perf_counter()
     asyncio.run(_seed(settings))
-    _multiply(folder / "fluxgate.sqlite3", count)
+    _in_a_process_of_its_own(_multiply, folder / "fluxgate.sqlite3", count)
     print(f"  {count:,} rows in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     peak = 0.0
     rates = []
@@ -130,6 +131,19 @@ async def _seed(settings: Settings) -> None:
     store = open_store(settings.effective_store_url)
     await store.insert([make_event(number) for number in range(SEEDS)])
     await store.aclose()
+
+
+def _in_a_process_of_its_own(work: Callable[[Path, int], None], path: Path, count: int) -> None:
+    """Do it where its memory is not ours.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(path, count))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError("the rows were not made")
 
 
 def _multiply(path: Path, count: int) -> None:

@@ -37,6 +37,7 @@ class _Living(Protocol):
 _living: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 _finalized_in: Final[set[int]] = set()
 _celery_joined_in: Final[set[int]] = set()
+_put_off: Final[list[tuple[int, Callable[[], object]]]] = []
 _hooks: Final[list[Callable[[], object] | None]] = []
 """Whose place in uWSGI we took, once we did."""
 
@@ -100,6 +101,10 @@ def _after_unseen_fork() -> None:
             theirs()
     for delivery in list(_living):
         delivery.after_unseen_fork()
+    put_off, _put_off[:] = list(_put_off), []
+    for pid, run in put_off:
+        if pid == os.getpid():
+            start_thread(run)
 
 
 def _note_if_threads_sleep() -> None:
@@ -116,11 +121,15 @@ def start_thread(run: Callable[[], object]) -> None:
     """Run this in a real operating system's thread that no exit waits for, in an empty context.
 
     Guarantees: returns at once and takes none of Python's locks, so that it may be called in a signal handler or a
-    `__del__`. Under gevent's patches it is a real thread too, not a greenlet.
+    `__del__`. Under gevent's patches it is a real thread too, not a greenlet. Before uWSGI forks, nothing is started:
+    where this process is to be a worker itself, it is started then.
 
     Raises:
         RuntimeError: The process can start no thread any more.
     """
+    if forks_unseen():
+        _put_off.append((os.getpid(), run))
+        return
     _finalize_in_child_process()
     _note_if_threads_sleep()
     monkey = sys.modules.get("gevent.monkey")

@@ -133,7 +133,10 @@ async def asked_of(wire, stream):
 
 
 def test_sentry_python_5890_raw_then_parsed():
-    """LiteLLM asks raw and parses the stream: it gets the client's own legacy response and its own stream."""
+    """LiteLLM asks raw and parses the stream: it gets the client's own legacy response and its own stream.
+
+    getsentry/sentry-python PR#5913.
+    """
     with recorded() as events:
         raw = (
             Wire(Reply(AS_ASKED, headers=SSE)).client().chat.completions.with_raw_response.create(**ASKED, stream=True)
@@ -216,7 +219,10 @@ def test_kagent_2313_off_is_off():
 
 
 def test_logfire_62_a_raw_response_has_what_it_has():
-    """Status, headers, text, parsed model and the response itself (openllmetry#535, newrelic PR#1138, otel#4002)."""
+    """Status, headers, text, parsed model and the response itself (openllmetry#535, newrelic PR#1138, otel#4002).
+
+    open-telemetry/opentelemetry-python-contrib PR#4017.
+    """
     reply = Reply(ANSWER, headers={"content-type": "application/json", "x-request-id": "req_1"})
     with recorded() as events:
         raw = Wire(reply).client().chat.completions.with_raw_response.create(**ASKED)
@@ -283,7 +289,10 @@ def test_langfuse_2112_only_what_is_sent_is_counted():
 
 @pytest.mark.parametrize("tracked", [False, True], ids=["patch", "patch and tracker"])
 def test_litellm_14340_one_call_one_event(tracked):
-    """A stream is one event, in sync and async clients, with the tracker and the patch on (litellm#15740, #5118)."""
+    """A stream is one event, in sync and async clients, with the tracker and the patch on (litellm#15740, #5118).
+
+    lmnr-ai/lmnr-python PR#177.
+    """
     wire = Wire(Reply(AS_ASKED, headers=SSE))
     with recorded() as events:
         client, aclient = wire.client(), wire.async_client()

@@ -92,7 +92,10 @@ print("patched")
 
 
 def test_opentelemetry_python_contrib_4953_no_library_is_imported_for_the_client():
-    """Nothing of ours needs httpx where the client has another library (openinference PR#3576)."""
+    """Nothing of ours needs httpx where the client has another library (openinference PR#3576).
+
+    open-telemetry/opentelemetry-python-contrib PR#4954.
+    """
     if httpx.__name__ == "httpx":
         wanted = sys.modules["httpx"]
         assert wanted is httpx

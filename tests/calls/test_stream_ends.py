@@ -142,7 +142,10 @@ async def test_an_asynchronous_stream_left_early(leave):
 
 @pytest.mark.anyio
 async def test_a_cancelled_reader():
-    """Cancellation passes to the task and ends the call as cancelled (litellm#35958)."""
+    """Cancellation passes to the task and ends the call as cancelled (litellm#35958).
+
+    BerriAI/litellm PR#30630, #33736, #36008.
+    """
     wire = Wire(Reply(ENDLESS[:1], headers=SSE, forever=True))
     read = asyncio.Event()
 

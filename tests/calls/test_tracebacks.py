@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import traceback
@@ -127,6 +128,7 @@ def test_of_what_breaks_in_a_stream(ask, cause):
     without = told(ask, BROKEN[cause])
     with recorded() as events:
         assert told(ask, BROKEN[cause]) == without
+        gc.collect()  # openai 1.66 leaves the response open where its stream raises: it ends when it is freed
     assert len(events) == 1
 
 

@@ -139,7 +139,10 @@ def test_a_terminated_server_delivers_what_is_queued(place):
 
 
 def test_the_end_of_a_process_does_not_wait_for_a_frozen_server(folder, own_server, stream_key):
-    """With the server frozen the process ends in time, and everything is in the spool."""
+    """With the server frozen the process ends in time, and everything is in the spool.
+
+    langfuse/langfuse#6515, #4018.
+    """
     own_server.process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
     finish(start("to_the_end", folder, own_server.url, stream_key), timeout_s=15)
@@ -152,6 +155,8 @@ def test_a_fork_with_events_queued_delivers_each_once(place, program):
     """The parent delivers what was queued, the child what it emitted itself, and nothing comes twice.
 
     By `os.fork`, by each method of `multiprocessing`, and where the parent leaves by `os._exit`.
+
+    langfuse/langfuse-python PR#1658.
     """
     finish(start(program, *place))
     expected = {
@@ -219,6 +224,8 @@ def test_a_frozen_server_is_not_felt_by_emit(folder, own_server, stream_key):
     """With the server stopped by SIGSTOP, calls of `emit` do not wait for it.
 
     open-telemetry/opentelemetry-python#2024: an application that hung while its collector was down.
+
+    BerriAI/litellm#1511, PR#1519.
     """
     emitter = stream_emitter(own_server, folder, stream_key)
     emitter.emit(numbered(0))

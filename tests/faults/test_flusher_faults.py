@@ -115,7 +115,10 @@ def test_killed_again_and_again_at_random_steps(address, path, seed):
 
 
 def test_several_flusher_processes_at_once_store_everything_once(address, path):
-    """Two at work and one that dies in between harm nothing: shared streams are shared out, a spool has one reader."""
+    """Two at work and one that dies in between harm nothing: shared streams are shared out, a spool has one reader.
+
+    BerriAI/litellm PR#30600.
+    """
     with_buffer(address, lambda buffer: append_numbered(buffer, range(600), per_entry=5))
     processes = [start_flusher(address, path, kill_at) for kill_at in ("before:ack:3", "never", "never")]
     statuses = [process.wait(timeout=50) for process in processes]

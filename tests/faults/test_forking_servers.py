@@ -18,6 +18,7 @@ import pytest
 
 from tests.buffers import wait_until
 from tests.faults.test_emitter_faults import ROOT, arrived
+from tests.flushing import stored_numbers
 from tests.forking_app import BEFORE_THE_FORK
 from tests.servers import free_port
 
@@ -98,6 +99,8 @@ def test_a_server_that_loads_before_it_forks_loses_and_doubles_nothing(run, plac
 
     PostHog/posthog-python#290, getsentry/raven-python#590, open-telemetry/opentelemetry-python#1497: a queue that is
     copied into the workers without its thread. uWSGI forks without Python's hooks.
+
+    langfuse/langfuse#7414.
     """
     port = free_port()
     process = run([part.format(port=port) for part in SERVERS[server]], place)
@@ -106,10 +109,34 @@ def test_a_server_that_loads_before_it_forks_loses_and_doubles_nothing(run, plac
     assert None not in workers
     end(process, tmp_path)
     assert sorted(arrived(*place)) == [*range(BEFORE_THE_FORK), *range(FIRST, FIRST + REQUESTS)]
+    warned = "uWSGI runs without --enable-threads" in (tmp_path / "log").read_text()
+    assert warned == (server == "uwsgi-without-threads")
+
+
+@pytest.mark.parametrize(
+    "server", ["gunicorn-sync", "uwsgi-without-threads", "uwsgi-with-threads", "uwsgi-of-one-process"]
+)
+def test_a_background_flusher_of_a_master_stays_out_of_its_workers_way(run, tmp_path, redis_url, stream_key, server):
+    """With `flusher=background` the workers flush, all is stored once, and each process ends when it is told to."""
+    port, place = free_port(), (tmp_path / "spool", redis_url, stream_key)
+    variables = {"FLUXGATE_FLUSHER": "background", "FLUXGATE_DATA_DIR": str(tmp_path)}
+    process = run([part.format(port=port) for part in SERVERS[server]], place, **variables)
+    wait_until(lambda: process.poll() is not None or answer(port, FIRST), 30)
+    assert None not in {answer(port, number) for number in range(FIRST + 1, FIRST + REQUESTS)}
+    end(process, tmp_path)
+    command = [sys.executable, "-m", "fluxgate_mw.cli", "flush", "--once"]
+    assert run(command, place, **variables, FLUXGATE_CLAIM_MIN_IDLE_S="0.1").wait(30) == 0
+    assert stored_numbers(tmp_path / "fluxgate.sqlite3") == [
+        *range(BEFORE_THE_FORK),
+        *range(FIRST, FIRST + REQUESTS),
+    ]
 
 
 def test_a_celery_worker_that_forks_loses_and_doubles_nothing(run, place, tmp_path, redis_server):
-    """A real prefork worker, whose processes end by `os._exit`: each task's event arrives, and the master's own."""
+    """A real prefork worker, whose processes end by `os._exit`: each task's event arrives, and the master's own.
+
+    langfuse/langfuse#1307.
+    """
     broker = f"redis://127.0.0.1:{redis_server.port}/3"
     command = [sys.executable, "-m", "celery", "-A", "tests.forking_tasks", "worker", "--pool", "prefork"]
     process = run([*command, "--concurrency", "2", "--loglevel", "warning"], place, FORKING_BROKER=broker)

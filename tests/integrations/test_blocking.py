@@ -106,7 +106,10 @@ async def _asked(app, path):
 
 
 async def test_no_call_request_delivery_start_or_stop_blocks_the_loop(service, delivery, tmp_path, watched):
-    """Calls plain, streamed and left early, users, content, the delivery, a flush, lifespan's start and stop."""
+    """Calls plain, streamed and left early, users, content, the delivery, a flush, lifespan's start and stop.
+
+    traceloop/openllmetry#4052.
+    """
     hosts = {service.host: "openai"}
     options = {"data_dir": tmp_path / "data", "capture_content": True, "provider_hosts": hosts, **delivery}
     fg = FluxGate(**options, redact=str.upper)

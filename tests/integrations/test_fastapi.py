@@ -97,7 +97,10 @@ def test_a_call_in_a_dependency_knows_user_and_route(dependency: Callable[[], An
 @survival("streamed body, sync")
 @survival("websocket")
 def test_handlers_background_tasks_streams_and_websockets_know_user_and_route() -> None:
-    """Each in one application."""
+    """Each in one application.
+
+    langfuse/langfuse#3961, #2015, #8216; open-telemetry/opentelemetry-python-contrib#3586.
+    """
     app = make()
 
     @app.get("/async/{x}")

@@ -159,7 +159,10 @@ async def wave(app: Starlette, requests: int = REQUESTS) -> None:
 
 
 async def test_no_call_of_two_thousand_interleaved_requests_is_attributed_to_another() -> None:
-    """With awaits, cancellations, disconnects, errors, detached tasks and calls after the end; nothing stays bound."""
+    """With awaits, cancellations, disconnects, errors, detached tasks and calls after the end; nothing stays bound.
+
+    ambient-code/platform PR#997.
+    """
     random.seed(3)
     with capture_events() as events:
         await wave(busy_app())

@@ -371,7 +371,10 @@ class Based(BaseHTTPMiddleware):
 
 @survival("above, below and between BaseHTTPMiddleware")
 def test_calls_above_below_and_between_base_http_middleware_know_their_user() -> None:
-    """The route is known once routing ran: before that a call has no feature, but its user."""
+    """The route is known once routing ran: before that a call has no feature, but its user.
+
+    Kludex/starlette PR#2943, #1678.
+    """
     app = serve([Route("/items/{id}", in_async_stream)], Middleware(Based), Middleware(Based))
     events = events_of(app)
     assert [event.user and event.user.id for event in events] == ["ada"] * 5

@@ -486,3 +486,12 @@ async def test_only_own_keys_are_used(make, server, stream_key):
     [entry] = await stream.read(max_entries=1, wait_s=1)
     await stream.dead_letter(entry, entry.payload, "why")
     assert set(await server.keys("*")) - before == {stream_key.encode(), f"{stream_key}:dead".encode()}
+
+
+async def test_nothing_of_ours_expires(make, server, stream_key):
+    """What is counted is in the store, and no key runs out before it is there (BerriAI/litellm#34238)."""
+    stream = make()
+    await stream.append(one(0), 1)
+    [entry] = await stream.read(max_entries=1, wait_s=1)
+    await stream.dead_letter(entry, entry.payload, "why")
+    assert [await server.ttl(key) for key in (stream_key, f"{stream_key}:dead")] == [-1, -1]

@@ -92,7 +92,10 @@ def test_nothing_happens_before_the_first_event(make, folder):
 
 
 def test_the_queue_is_bounded_by_events(make, folder):
-    """Past `max_events` new events are dropped and counted, and the others arrive."""
+    """Past `max_events` new events are dropped and counted, and the others arrive.
+
+    open-telemetry/opentelemetry-python#3152.
+    """
     spool = Stuck(folder)
     spool.failing = True
     emitter = make(spool=lambda: spool, max_events=100)
@@ -109,6 +112,8 @@ def test_the_queue_is_bounded_by_bytes(make, folder):
     """Past `max_bytes` new events are dropped and counted; room that was freed is used again.
 
     BerriAI/litellm#21514: a list in memory without any bound.
+
+    traceloop/openllmetry#2790.
     """
     spool = Stuck(folder)
     spool.failing = True
@@ -167,7 +172,10 @@ def test_a_spool_that_cannot_write_holds_events_in_memory(make, folder):
 
 
 def test_without_the_stream_events_go_to_the_spool_and_back(make, folder):
-    """The breaker opens at the first failure, the spool takes over, and is emptied into the stream afterwards."""
+    """The breaker opens at the first failure, the spool takes over, and is emptied into the stream afterwards.
+
+    BerriAI/litellm#19163, PR#23019.
+    """
     stream = MemoryStream()
     flaky = Flaky(stream)
     emitter = make(stream=lambda: flaky)
@@ -299,7 +307,10 @@ async def test_it_can_run_in_the_hosts_loop(make, folder):
 
 
 def test_it_outlives_event_loops(make, folder):
-    """Emitting from one `asyncio.run` after another works: the delivery stands on no loop of the host."""
+    """Emitting from one `asyncio.run` after another works: the delivery stands on no loop of the host.
+
+    The-PR-Agent/pr-agent PR#2551.
+    """
     emitter = make()
 
     async def emit(number: int) -> None:
@@ -356,7 +367,10 @@ def test_one_event_and_then_silence_can_be_read(make, folder):
 
 
 def test_a_forgotten_emitter_delivers_ends_and_is_collected(folder):
-    """Nothing keeps an emitter alive that its user let go of; what it had queued is delivered, its thread ends."""
+    """Nothing keeps an emitter alive that its user let go of; what it had queued is delivered, its thread ends.
+
+    langfuse/langfuse#2974.
+    """
     emitter = Emitter(spool=lambda: Spool(folder))
     for number in range(10):
         emitter.emit(numbered(number))

@@ -374,7 +374,10 @@ def test_a_generator_abandoned_and_collected_under_another_feature_changes_nothi
 
 @pytest.mark.anyio
 async def test_an_async_generator_finalised_in_another_context_changes_nothing_there() -> None:
-    """`open-telemetry/opentelemetry-python#2606`: no token is ever reset elsewhere, nothing is raised."""
+    """`open-telemetry/opentelemetry-python#2606`: no token is ever reset elsewhere, nothing is raised.
+
+    openlit/openlit#1369, open-telemetry/opentelemetry-python-contrib#3937.
+    """
 
     @feature("elsewhere")
     async def steps() -> AsyncIterator[str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sqlite3
 import time
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -220,3 +221,15 @@ def test_recording_something_else_is_counted():
     fg.record("summarizer")
     assert fg.statistics().emitted == 0
     assert fg.statistics().notes == {"record_no_event": 1}
+
+
+def test_no_signal_handler_is_installed(tmp_path):
+    """Whatever runs, every signal of the process does what it did: only our own commands handle any."""
+    numbers = sorted(signal.valid_signals())
+    before = [signal.getsignal(number) for number in numbers]
+    with FluxGate(data_dir=tmp_path, flusher="background") as fg:
+        fg.record(UsageEvent())
+        assert fg.flush(5)
+        assert [signal.getsignal(number) for number in numbers] == before
+        fg.dashboard(public=True)
+    assert [signal.getsignal(number) for number in numbers] == before
