@@ -105,12 +105,18 @@ class Call(msgspec.Struct, eq=False, weakref=True):
     def made(self) -> UsageEvent:
         """Return the call's event and forget what it was made from. See `types.Pending`."""
         self.settle()
-        event, self._event = self._event, None
-        self.ambient, self._outcome = NOTHING, None
-        return cast("UsageEvent", event)
+        event, outcome = cast("UsageEvent", self._event), self._outcome or _NOT_FOUND
+        self._event, self._outcome, self.ambient = None, None, NOTHING
+        if outcome.asked is None and outcome.answered is None:
+            return event
+        asked, answered = self.recorder.kept(outcome.asked), self.recorder.kept(outcome.answered)
+        return msgspec.structs.replace(event, input_content=asked, output_content=answered)
 
     def settle(self) -> None:
-        """Find out how the call ended and what it cost, and count that in its request. Idempotent."""
+        """Find out how the call ended and what it cost, and count that in its request. Idempotent.
+
+        Captured content is left as it is: `redact` is asked when the event is made.
+        """
         ambient = self.ambient
         if self.known is not None or self.ended_at is None:
             return
@@ -127,11 +133,11 @@ class Call(msgspec.Struct, eq=False, weakref=True):
         request = ambient.request
         if request is None or request.known is None:
             if self.known is None:
-                self.known, self._event = tracking, event
+                self.known, self._event, self._outcome = tracking, event, outcome
             return
         found, nanos = request.known, event.cost_nanos or 0
         if self.known is None:
-            self.known, self._event = tracking, event
+            self.known, self._event, self._outcome = tracking, event, outcome
             found.priced_nanos += nanos
         found.unsettled.pop(id(self), None)
 
@@ -180,8 +186,6 @@ class Call(msgspec.Struct, eq=False, weakref=True):
             cost_nanos=price.cost_nanos,
             price_version=price.price_version,
             unpriced_reason=price.reason,
-            input_content=recorder.kept(outcome.asked),
-            output_content=recorder.kept(outcome.answered),
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             cache_read_input_tokens=usage.cache_read_input_tokens,

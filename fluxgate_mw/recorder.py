@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import msgspec
 
@@ -70,7 +70,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a call ended, as the one who made it saw it. Fields as in `UsageEvent`; None = not known.
 
     `reported_nanos` is what the provider says that it cost; `unpriced_reason` says why its usage cannot be priced.
-    `asked` and `answered` are plain data, given only where content is captured.
+    `asked` (as JSON) and `answered` (as plain data) are given only where content is captured.
     """
 
     status: Status = "SUCCESS"
@@ -86,7 +86,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     usage_source: UsageSource = "none"
     unpriced_reason: str | None = None
     reported_nanos: int | None = None
-    asked: Any = None
+    asked: bytes | None = None
     answered: Any = None
 
 
@@ -125,10 +125,10 @@ class Recorder:
     def take(self, pending: Pending, *, now: bool) -> None:
         """Hand on an event that is made when it is delivered.
 
-        It is made at once for `now`, where somebody captures events or content, and for a sink that has no `defer`.
+        It is made at once for `now`, where somebody captures events, and for a sink that has no `defer`.
         """
         defer = getattr(self.sink, "defer", None)
-        if now or _captures or defer is None or self.settings.capture_content:
+        if now or _captures or defer is None:
             self.record(pending.made())
         else:
             defer(pending)
@@ -138,14 +138,22 @@ class Recorder:
         if content is None:
             return None
         try:
-            plain = content if self._redact is None else _redacted(content, self._redact)
-            text = plain if isinstance(plain, str) else _JSON.encode(plain).decode()
-        except Exception as error:  # noqa: BLE001  (the user's redact, or a prompt that has no JSON form)
+            text = self._as_text(content)
+        except Exception as error:  # noqa: BLE001  (the user's redact)
             diagnostics.note("content", f"a call's content was left out: {type(error).__name__} while redacting it")
             return None
         encoded = text.encode("utf-8", "replace")
         limit = self.settings.content_max_bytes
         return text if len(encoded) <= limit else encoded[: limit - 3].decode("utf-8", "ignore") + "…"
+
+    def _as_text(self, content: Any) -> str:
+        """Return JSON (`bytes`), a text, or plain data as a text, each string in it redacted."""
+        if self._redact is not None:
+            plain = msgspec.json.decode(content) if isinstance(content, bytes) else content
+            content = _redacted(plain, self._redact)
+        if isinstance(content, str):
+            return content
+        return (content if isinstance(content, bytes) else msgspec.json.encode(content)).decode()
 
     def _provider_of(self, host: str, port: int | None) -> str:
         """Return the provider behind a host: as the settings say, else as the price table knows it."""
@@ -161,7 +169,6 @@ def _redacted(content: Any, redact: Callable[[str], str]) -> Any:
     return [_redacted(value, redact) for value in content] if isinstance(content, list | tuple) else content
 
 
-_JSON: Final = msgspec.json.Encoder(enc_hook=repr)
 in_hand: ContextVar[object] = ContextVar("fluxgate_in_hand", default=None)
 """The call that this context is inside of: what is sent to a provider meanwhile is accounted for."""
 _captures: list[list[UsageEvent]] = []

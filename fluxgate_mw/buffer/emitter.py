@@ -104,9 +104,13 @@ class Emitter:
             delivery.asleep = False
 
     def defer(self, pending: Pending, /) -> None:
-        """See `Sink`. It is made in the delivery's own thread; here and now where there is none, or `durable`."""
+        """See `Sink`. It is made in the delivery's own thread.
+
+        Here and now where there is none, where `durable`, and where what it holds on to has no room in the queue: the
+        event itself may have.
+        """
         delivery = self._delivery
-        if self._durable or delivery.leaving or delivery.hosted:
+        if self._durable or delivery.leaving or delivery.hosted or not delivery.queue.has_room(pending.size_bytes):
             self.emit(_made(pending))
             return
         delivery.emitted += 1

@@ -61,11 +61,15 @@ class EventQueue:
 
     def offer(self, event: bytes | Pending, size: int) -> None:
         """Queue one event, or count it as refused where the queue is full."""
-        if len(self._waiting) >= self._max_events or self._bytes_in - self._bytes_out + size > self._max_bytes:
-            self.refused += 1
-        else:
+        if self.has_room(size):
             self._bytes_in += size
             self._waiting.append((time.monotonic(), size, event))
+        else:
+            self.refused += 1
+
+    def has_room(self, size: int) -> bool:
+        """Return whether an event of that many bytes would be taken now."""
+        return len(self._waiting) < self._max_events and self._bytes_in - self._bytes_out + size <= self._max_bytes
 
     def take(self) -> bool:
         """Move the oldest events to the batch; return whether it is what one pack may hold, or all there is.

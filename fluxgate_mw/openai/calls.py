@@ -35,8 +35,6 @@ _BINARY: Final = ("audio/", "image/", "video/", "application/octet-stream")
 _COST_HEADER: Final = "x-litellm-response-cost"
 """Source: https://docs.litellm.ai/docs/proxy/response_headers (read 2026-11); USD."""
 _REFUSED: Final = 400
-_READ_AT_ONCE: Final = 65_536
-"""A longer body is read in the thread that made the call, so that it need not wait in memory."""
 _SEARCHES: Final = ("-search-preview", "-search-api")
 _OPENAIS: Final = ("openai", "azure")
 _OPENAI: Final = "api.openai.com"
@@ -78,7 +76,7 @@ class OpenAICall(Call, eq=False):
     _headers: Any = _NO_BODY
     _asked_tier: Any = None
     _fee: str | None = None
-    _asked: Any = None
+    _asked: bytes | None = None
     _content: bytes | None = None
     _answer: Answer | None = None
     _ending: _Ending | None = None
@@ -192,14 +190,12 @@ class OpenAICall(Call, eq=False):
         return content
 
     def _end_with(self, content: bytes) -> None:
-        small = len(content) <= _READ_AT_ONCE
-        if small or self.recorder.settings.capture_content:
-            self._content = content
-        if not small or self.body.get("background") is True:
+        self._content = content
+        self.size_bytes += len(content)
+        if self.body.get("background") is True:
             answer = _read(content)
             self._finish(answer, _told(answer))
         else:
-            self.size_bytes += len(content)
             self._let_go()
             self.end()
 
@@ -266,6 +262,7 @@ class OpenAICall(Call, eq=False):
             self._fee = "web search"
         if self.recorder.settings.capture_content:
             self._asked = asked_content(body)
+            self.size_bytes += len(self._asked or b"")
 
 
 def _told(answer: Answer) -> _Ending:

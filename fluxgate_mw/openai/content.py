@@ -7,16 +7,19 @@ from typing import Any, Final
 
 import msgspec
 
+from fluxgate_mw.recorder import guarded
+
 __all__ = ["asked_content", "delivered_content", "whole_content"]
 
 _ASKED: Final = ("instructions", "messages", "input", "prompt")
+_encode: Final = msgspec.json.Encoder(enc_hook=repr).encode
 _ANSWERED: Final = ("choices", "output", "text", "results")
 
 
-def asked_content(body: Mapping[str, Any]) -> Any:
-    """Return what of a request was asked, as plain data; None for nothing."""
+def asked_content(body: Mapping[str, Any]) -> bytes | None:
+    """Return what of a request was asked, as the JSON that it is now; None for nothing."""
     asked = {name: body[name] for name in _ASKED if body.get(name)}
-    return asked or None
+    return guarded("content", _encode, asked) if asked else None
 
 
 def whole_content(body: bytes) -> Any:

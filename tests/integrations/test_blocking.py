@@ -154,12 +154,26 @@ async def test_the_dashboards_pages_and_its_flusher_do_not_block_the_loop(with_d
 
 
 async def test_the_detector_sees_a_block_below_any_frame_of_ours(service, tmp_path, watched):
-    """A `redact` that sleeps is called by us, in the loop: it is seen, though the host is kept from the error."""
+    """`durable` asks for a write to the spool in the loop: it is seen."""
     hosts = {service.host: "openai"}
-    options = {"data_dir": tmp_path / "data", "capture_content": True, "provider_hosts": hosts}
-    fg = FluxGate(**options, redact=lambda _: time.sleep(0))
+    fg = FluxGate(data_dir=tmp_path / "data", durable=True, provider_hosts=hosts)
     app, client = _application(fg, service.base_url)
     async with client:
         await _asked(app, "/api/plain")
-    assert {name for name, _ in watched} >= {"time.sleep"}
+    assert {name for name, _ in watched} >= {"os.mkdir"}
+    await fg.astop()
+
+
+async def test_a_redact_that_takes_its_time_blocks_no_loop(service, tmp_path, watched):
+    """The application's `redact` runs where events are made, not where calls are (langfuse#10489, #8817)."""
+    hosts = {service.host: "openai"}
+    options = {"data_dir": tmp_path / "data", "capture_content": True, "provider_hosts": hosts}
+    asked = []
+    fg = FluxGate(**options, redact=lambda text: time.sleep(0) or asked.append(text) or "***")
+    app, client = _application(fg, service.base_url)
+    async with client:
+        await _asked(app, "/api/plain")
+        assert await fg.aflush(5)
+    assert "Say blue" in asked
+    assert watched == []
     await fg.astop()

@@ -73,14 +73,17 @@ def test_it_is_made_in_the_deliverys_thread_and_in_its_order(make, folder):
 
 
 def test_what_it_holds_on_to_counts_while_it_waits(make):
-    """The bound by bytes holds for events that are not made yet."""
-    emitter = make(max_bytes=250, interval_s=5)
+    """The bound by bytes holds for events that are not made yet; what has no room is made, for that may have."""
+    emitter = make(max_bytes=1000, interval_s=5)
     emitter._delivery.asleep = False
-    for number in range(3):
-        emitter.defer(Later(number))
-    assert (emitter.statistics().queued, emitter.statistics().queued_bytes) == (2, 200)
-    assert emitter.statistics().dropped == {"queue_full": 1}
-    assert_conserved(emitter.statistics(), 3)
+    pending = [Later(number, size_bytes=400) for number in range(3)]
+    for later in pending:
+        emitter.defer(later)
+    assert [later.thread for later in pending] == [None, None, threading.get_ident()]
+    emitter.defer(Later(3, size_bytes=400))
+    assert (emitter.statistics().queued, emitter.statistics().dropped) == (3, {"queue_full": 1})
+    assert 800 < emitter.statistics().queued_bytes <= 1000
+    assert_conserved(emitter.statistics(), 4)
     assert emitter.flush(5)
     assert emitter.statistics().queued_bytes == 0
 
