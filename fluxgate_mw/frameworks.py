@@ -18,6 +18,7 @@ from fluxgate_mw.users import signed_in
 __all__ = [
     "DJANGO",
     "QUART",
+    "TEMPLATE",
     "asgi_endpoint",
     "asgi_template",
     "django_knows",
@@ -32,6 +33,8 @@ __all__ = [
 
 DJANGO: Final = "fluxgate.django"
 """Where the Django middleware leaves its request on scope or environ."""
+TEMPLATE: Final = "fluxgate.template"
+"""Where an adapter leaves the route's template on scope or environ, if its framework does not."""
 QUART: Final = "fluxgate.quart"
 """Where the Quart adapter leaves its application and request on the scope."""
 QUART_USER: Final = "fluxgate.quart_user"
@@ -63,8 +66,8 @@ def asgi_endpoint(scope: Carrier) -> object:
 
 
 def asgi_template(scope: Carrier) -> str | None:
-    """Return the route template of an ASGI request: Starlette, FastAPI, Litestar, Quart, Django."""
-    if template := scope.get("path_template"):
+    """Return the route template of an ASGI request: Starlette, FastAPI, Litestar, Quart, Django, Falcon."""
+    if template := scope.get("path_template") or scope.get(TEMPLATE):
         return str(template)
     if (request := scope.get(DJANGO)) is not None:
         return _django_template(request)
@@ -91,7 +94,7 @@ def wsgi_template(environ: Carrier) -> str | None:
     else:
         request = environ.get(FLASK_REQUEST) or environ.get("werkzeug.request")
         rule = getattr(request, "url_rule", None) or environ.get("bottle.route")
-        template = getattr(rule, "rule", None) or _pyramid_template(environ)
+        template = getattr(rule, "rule", None) or environ.get(TEMPLATE) or _pyramid_template(environ)
     return None if template is None else f"{environ.get('SCRIPT_NAME', '')}{template}"
 
 

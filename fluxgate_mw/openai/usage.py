@@ -2,9 +2,9 @@
 
 Source: the API reference of chat completions, responses, embeddings, images and transcriptions at
 https://platform.openai.com/docs/api-reference (read 2026-11); DeepSeek's `prompt_cache_hit_tokens` at
-https://api-docs.deepseek.com/guides/kv_cache (read 2026-11); Moonshot's `cached_tokens` beside the totals at
-https://platform.moonshot.ai/docs/api/chat, Perplexity's `cache_read_input_tokens` as in `extractors` of genai-prices
-0.2.3 (2026-11).
+https://api-docs.deepseek.com/guides/kv_cache (read 2026-11); `cached_tokens` beside the totals as Together answers
+(recorded in llama-stack's `tests/integration/recordings`) and as clients of Moonshot read it; Perplexity's
+`cache_read_input_tokens` as in the extractors of genai-prices 0.2.3.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def _with_unseen(usage: Mapping[str, Any], total_in: int | None, total_out: int 
 
     xAI counts its reasoning so, and tells how much of it there was; Gemini its thoughts, and tells it nowhere else.
 
-    Source: https://docs.x.ai/docs/key-information/consumption-and-rate-limits, as quoted in vercel/ai#12425; an
-    answer of Gemini at https://discuss.ai.google.dev/t/127400 and Clarifai/clarifai-python#978 (read 2026-11).
+    Source: https://docs.x.ai/docs/key-information/consumption-and-rate-limits, as quoted in vercel/ai#12425; answers
+    of Gemini at https://discuss.ai.google.dev/t/127400 and in Clarifai/clarifai-python#978 (read 2026-11).
     """
     total = _count(usage.get("total_tokens"))
     if total is None or total_in is None or total_out is None:
@@ -127,9 +127,9 @@ def reported_cost_nanos(usage: Mapping[str, Any]) -> int | None:
     OpenRouter says USD, and with a key of one's own (`is_byok`) the gateway's fee and the provider's bill add up;
     Perplexity breaks the cost down, its fee for the request included; xAI says ticks, 10^10 of them a USD.
 
-    Source: https://openrouter.ai/docs/use-cases/usage-accounting; the schemas `CostResponse` and `ResponsesCost` of
-    https://docs.perplexity.ai/api-reference; `cost_in_usd_ticks` as in BerriAI/litellm#36281, ENTERPILOT/GoModel#297
-    and xai-org/xai-sdk-python#132 (read 2026-11).
+    Source: https://openrouter.ai/docs/use-cases/usage-accounting; Perplexity's schemas at
+    https://schemas.apis.io/schemas/perplexity/perplexity-responsescost/; ticks in BerriAI/litellm#36281 and
+    ENTERPILOT/GoModel#297 (read 2026-11).
 
     >>> reported_cost_nanos({"cost": 0.002}), reported_cost_nanos({"cost_in_usd_ticks": 2_709_000})
     (2000000, 270900)

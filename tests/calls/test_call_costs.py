@@ -55,11 +55,47 @@ def test_a_tier_that_was_asked_for_counts_where_the_answer_names_none(fg):
     assert _cost(body, service_tier="flex")[0] == _cost({**body, "service_tier": "flex"})[0]
 
 
-def test_a_fine_tuned_model_is_known_or_unknown_never_nothing(fg):
-    """A fine-tuned model's cost is a price of its own or None with the reason, never the base model's silently or 0."""
-    cost, _, reason = _cost({**CHAT, "model": "ft:gpt-4o-mini-2024-07-18:acme::abc"})
-    assert cost != 0
-    assert (cost is None) == (reason is not None)
+def test_a_fine_tuned_model_has_rates_of_its_own(fg):
+    """0.30 and 1.20 USD, twice the base model's; of a base model that is not known nothing is guessed."""
+    assert _cost({**CHAT, "model": "ft:gpt-4o-mini-2024-07-18:acme::abc"})[0] == 12 * 300 + 3 * 1200
+    cost, _, reason = _cost({**CHAT, "model": "ft:no-such-model:acme::abc"}, model="ft:no-such-model:acme::abc")
+    assert (cost, reason) == (None, "unknown model 'ft:no-such-model:acme::abc' of openai")
+
+
+_KINDS = {
+    "as published": ("gpt-5", {}, (1000, 100), {}, 1000 * 1250 + 100 * 10_000),
+    "flex": ("gpt-5", {"service_tier": "flex"}, (1000, 100), {}, 1000 * 625 + 100 * 5000),
+    "priority": ("gpt-5", {"service_tier": "priority"}, (1000, 100), {}, 1000 * 2500 + 100 * 20_000),
+    "batch": ("gpt-5", {"service_tier": "batch"}, (1000, 100), {}, 1000 * 625 + 100 * 5000),
+    "an unknown tier": ("gpt-5", {"service_tier": "scale"}, (1000, 100), {}, 1000 * 1250 + 100 * 10_000),
+    "flex, cached": ("gpt-5", {"service_tier": "flex"}, (1000, 0), {"cached_tokens": 400}, 600 * 625 + 400 * 62.5),
+    "up to the step": ("gpt-5.4", {}, (272_000, 10), {}, 272_000 * 2500 + 10 * 15_000),
+    "past the step": ("gpt-5.4", {}, (272_001, 10), {}, 272_001 * 5000 + 10 * 22_500),
+    "past the step, flex": ("gpt-5.4", {"service_tier": "flex"}, (272_001, 10), {}, 272_001 * 2500 + 10 * 11_250),
+    "audio in": ("gpt-audio", {}, (1000, 0), {"audio_tokens": 800}, 200 * 2500 + 800 * 32_000),
+    "images in": ("gpt-image-1", {}, (1000, 100), {"image_tokens": 800}, 200 * 5000 + 800 * 10_000 + 100 * 40_000),
+}
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_each_kind_of_rate(fg, kind):
+    """By the rates of OpenAI's price page, in nano-USD a token."""
+    model, tier, (total_in, total_out), inside, nanos = _KINDS[kind]
+    usage = {"prompt_tokens": total_in, "completion_tokens": total_out, "prompt_tokens_details": inside}
+    assert _cost({**CHAT, **tier, "model": model, "usage": usage})[0] == nanos
+
+
+def test_audio_out(fg):
+    """Spoken tokens are 64 USD a million, those of the text beside them 10."""
+    usage = {"prompt_tokens": 0, "completion_tokens": 100, "completion_tokens_details": {"audio_tokens": 80}}
+    assert _cost({**CHAT, "model": "gpt-audio", "usage": usage})[0] == 20 * 10_000 + 80 * 64_000
+
+
+def test_a_fee_for_the_request(fg):
+    """Where the provider does not report the cost, its published fee is in it: 12 USD for a thousand requests."""
+    cost, version, _ = _cost({**CHAT, "model": "sonar"}, "https://api.perplexity.ai")
+    assert cost == 15 * 1000 + 12_000_000
+    assert version.startswith("genai-prices")
 
 
 def test_an_azure_deployment_is_priced_by_the_response_model(fg):

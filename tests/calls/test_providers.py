@@ -168,20 +168,26 @@ def test_what_a_provider_reports(name):
     assert _costs_as_reported(event, name)
 
 
-ON_THE_LAST = ("DeepSeek", "Mistral", "Together", "Fireworks", "Perplexity", "Moonshot")
-APART = ("xAI", "Groq", "OpenRouter")
+UNASKED = ("DeepSeek", "Mistral", "Together", "Fireworks", "OpenRouter", "Perplexity", "Moonshot")
+APART = ("xAI", "Groq")
 
 
-@pytest.mark.parametrize("name", ON_THE_LAST)
-def test_a_provider_that_reports_with_its_last_piece(name):
-    """Usage on the chunk that ends the choice is read, and the chunk is the caller's as it is."""
+@pytest.mark.parametrize("apart", [False, True], ids=["with the last piece", "in a chunk of its own"])
+@pytest.mark.parametrize("name", UNASKED)
+def test_a_provider_that_reports_unasked(name, apart):
+    """Its stream is asked for nothing and hidden nothing of: the caller has the usage as without us, nulls included."""
     base_url, model, usage, counted = SHAPES[name]
-    last = {**chunk(choices=finish(), model=model), "usage": usage}
-    body = sse(chunk("", model=model), chunk("Hi", model=model), last)
+    last = (
+        [chunk(choices=finish(), model=model), chunk(choices=[], model=model)] if apart else [chunk(choices=finish())]
+    )
+    last[-1] |= {"usage": usage, "model": model}
+    body = sse(chunk("", model=model, usage=None), chunk("Hi", model=model, usage=None), *last)
     without = STREAM.plain(_at(Wire(Reply(body, headers=SSE)), base_url))
+    wire = _at(Wire(Reply(body, headers=SSE)), base_url)
     with recorded() as events:
-        assert STREAM.plain(_at(Wire(Reply(body, headers=SSE)), base_url)) == without
-    assert without[-1]["usage"]["prompt_tokens"] == 100
+        assert STREAM.plain(wire) == without
+    assert "stream_options" not in wire.sent[0]
+    assert ("usage" in without[0], without[-1]["usage"]["prompt_tokens"]) == (True, 100)
     assert [_counts(event) for event in events] == [counted]
     assert _costs_as_reported(events[0], name)
 
