@@ -97,7 +97,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
         ambient = self.ambient
         request = ambient.request
         if request is not None:
-            ambient = self.ambient = ambient.attributed()
+            ambient = self.ambient = guarded("ambient", ambient.attributed) or ambient
             request.ended(self, (now - self.began_at) * 1000)
         changing = ambient.metadata and not _UNCHANGING.issuperset(map(type, ambient.metadata.values()))
         self.recorder.take(self, now=bool(changing))

@@ -9,7 +9,9 @@ import openai
 import pytest
 from openai import BaseModel
 from openai._base_client import AsyncAPIClient, SyncAPIClient
+from openai._legacy_response import LegacyAPIResponse
 from openai._resource import AsyncAPIResource, SyncAPIResource
+from openai._response import APIResponse, AsyncAPIResponse
 
 from fluxgate_mw import FluxGate, UsageEvent, diagnostics, uninstrument_openai
 from fluxgate_mw.openai import unfinished
@@ -21,6 +23,9 @@ _PATCHED = [
     (SyncAPIClient, "_process_response"),
     (AsyncAPIClient, "request"),
     (AsyncAPIClient, "_process_response"),
+    (LegacyAPIResponse, "parse"),
+    (APIResponse, "parse"),
+    (AsyncAPIResponse, "parse"),
     (BaseModel, "fluxgate"),
     (openai.Stream, "fluxgate"),
     (SyncAPIResource, "__init_subclass__"),

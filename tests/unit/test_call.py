@@ -373,6 +373,20 @@ def test_an_outcome_that_cannot_be_found_out_loses_no_event(fg, sink):
     assert diagnostics.counts() == {"bug_outcome": 1}
 
 
+def test_a_request_that_cannot_be_asked_loses_no_event(fg, sink):
+    """Whatever breaks over who is served, the call is counted in its request, and its event says the rest."""
+    request = RequestContext({}, None)
+    ambient.enter(Ambient(request=request, feature="search"))
+    try:
+        late(fg).end()
+    finally:
+        ambient.enter(ambient.NOTHING)
+    event = sink.pending[0].made()
+    assert (event.feature, event.user, event.cost_nanos) == ("search", None, 156_000)
+    assert (request.calls, request.cost_nanos) == (1, 156_000)
+    assert diagnostics.counts() == {"bug_ambient": 1}
+
+
 def test_a_sink_that_defers_nothing_is_given_the_event(fg):
     """An extension's sink knows `emit` alone."""
 
