@@ -45,6 +45,8 @@ _UNCOVERED: Final = (
     (re.compile(r"/agents/(?:sessions|automations)"), "not_covered_agents"),
     (re.compile(r"/evals/[^/]+/runs$"), "not_covered_evals"),
     (re.compile(r"/chatkit/sessions$"), "not_covered_chatkit"),
+    (re.compile(r"/containers$"), "not_covered_containers"),
+    (re.compile(r"/fine_tuning/alpha/graders/run$"), "not_covered_graders"),
 )
 
 

@@ -31,6 +31,10 @@ def test_a_websocket_is_counted(fg, events):
         ("/threads/runs", "not_covered_assistants"),
         ("/threads/thread_1/runs", "not_covered_assistants"),
         ("/evals/eval_1/runs", "not_covered_evals"),
+        ("/agents/sessions", "not_covered_agents"),
+        ("/chatkit/sessions", "not_covered_chatkit"),
+        ("/containers", "not_covered_containers"),
+        ("/fine_tuning/alpha/graders/run", "not_covered_graders"),
     ],
 )
 def test_a_billed_post_that_is_no_call_is_counted(fg, events, path, kind):
@@ -40,7 +44,19 @@ def test_a_billed_post_that_is_no_call_is_counted(fg, events, path, kind):
     assert events == []
 
 
-@pytest.mark.parametrize("path", ["/files", "/threads", "/vector_stores", "/responses/input_tokens", "/uploads"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/files",
+        "/threads",
+        "/vector_stores",
+        "/responses/input_tokens",
+        "/uploads",
+        "/containers/cntr_1/files",
+        "/fine_tuning/alpha/graders/validate",
+        "/chatkit/sessions/s_1/cancel",
+    ],
+)
 def test_a_post_that_is_not_billed_is_neither(fg, events, path):
     """What costs nothing by tokens is no event and no gap."""
     sync_client(lambda r: answer({})).post(path, cast_to=object, body={})
