@@ -202,6 +202,7 @@ def test_hooks_before_and_after_the_view_and_at_the_close_know_user_and_rule() -
 
 
 @survival("404 and exception handlers")
+@survival("exception_handler(Exception)")
 def test_error_handlers_know_their_user_and_unmatched_paths_have_no_feature() -> None:
     """Of 404, and of `Exception`."""
     app = make()

@@ -200,6 +200,32 @@ def test_a_call_in_a_websocket_knows_user_and_template() -> None:
     assert [who(event) for event in events] == [("ada", "WEBSOCKET /socket/{key}")]
 
 
+@get("/broken/{key:int}", sync_to_thread=False)
+def broken_handler(key: int) -> str:
+    raise RuntimeError("x")
+
+
+def on_any_error(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
+    return Response(ask(), status_code=500)
+
+
+@survival("exception_handler(Exception)")
+@survival("404 and exception handlers")
+def test_a_call_in_the_handler_of_exception_knows_user_and_template_and_a_404_has_no_feature() -> None:
+    """Of an application whose handler answers everything that is raised; nobody signs in where nothing is routed."""
+    app = Litestar(
+        [broken_handler],
+        middleware=[DefineMiddleware(Authentication)],
+        plugins=[FluxGatePlugin()],
+        exception_handlers={Exception: on_any_error},
+        openapi_config=None,
+    )
+    with capture_events() as events, TestClient(app, raise_server_exceptions=False) as client:
+        client.get("/broken/7", headers={"x-user": "ada"})
+        client.get("/secret/path", headers={"x-user": "ada"})
+    assert [who(event) for event in events] == [("ada", "GET /broken/{key}"), (None, None)]
+
+
 @listener("asked")
 async def on_asked(user: str | None) -> None:
     with context(metadata={"asked by": str(user)}):

@@ -32,7 +32,7 @@ from fluxgate_mw.integrations.threads import carry_context
 from fluxgate_mw.testing import capture_events
 from fluxgate_mw.trust import TrustedProxies
 from tests import django_project
-from tests.asking import SignIn, aask, ask, who
+from tests.asking import CopiesScope, SignIn, aask, ask, who
 
 Place = Callable[[], Awaitable[Any]]
 SyncPlace = Callable[[], Any]
@@ -250,6 +250,53 @@ async def test_a_task_that_outlives_its_response_still_knows_user_and_route(fram
 
     events = await events_of(make(detach), asgi_path(framework), after)
     assert [who(event) for event in events] == [("ada", route)]
+
+
+COPIED = "a middleware that copies the scope"
+
+
+def copying_litestar() -> Any:
+    @litestar.get("/items/{key:int}")
+    async def handler() -> str:
+        return await aask()
+
+    inner = [DefineMiddleware(middleware) for middleware in (CopiesScope, SignIn, FluxGateMiddleware)]
+    return litestar.Litestar([handler], middleware=inner, plugins=[FluxGatePlugin()], openapi_config=None)
+
+
+def copying_quart() -> Any:
+    app = of_quart(aask)
+    app.asgi_app = FluxGateMiddleware(CopiesScope(SignIn(app.asgi_app)))
+    return app
+
+
+def copying_django() -> Any:
+    return FluxGateMiddleware(CopiesScope(of_django(aask)))
+
+
+def copying_bare() -> Any:
+    return FluxGateMiddleware(CopiesScope(SignIn(of_bare_asgi(aask))))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("framework", "make"),
+    [
+        pytest.param(framework, make, marks=pytest.mark.survival(framework, f"{COPIED}, ours once more inside"))
+        for framework, make in {
+            "Litestar": copying_litestar,
+            "Quart": copying_quart,
+            "Django": copying_django,
+            "bare ASGI": copying_bare,
+        }.items()
+    ],
+)
+async def test_behind_a_copy_of_the_scope_ours_once_more_says_which_one_is_read(
+    framework: str, make: Callable[[], Any]
+) -> None:
+    """Innermost, as a middleware or an adapter; there is one request all the same."""
+    events = await events_of(make(), asgi_path(framework))
+    assert [who(event) for event in events] == [("ada", ASGI[framework][1])]
 
 
 def of_flask(place: SyncPlace) -> Any:

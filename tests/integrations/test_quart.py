@@ -119,6 +119,7 @@ async def test_method_views_are_named_by_their_rule_or_their_decoration() -> Non
 
 
 @survival("404 and exception handlers")
+@survival("exception_handler(Exception)")
 async def test_error_handlers_know_their_user_and_unmatched_paths_have_no_feature() -> None:
     """Of 404, and of `Exception`."""
     app = make()
