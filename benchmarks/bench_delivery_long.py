@@ -5,7 +5,7 @@
     python benchmarks/bench_delivery_long.py --growth              at 1, 10 and 100 times the backlog
 
 Several may be given, and `--quick` does a little of each. Ends with 1 where an event is lost or doubled, or the soak's
-memory is not flat: the median of its last third more than a twentieth above that of its middle third.
+memory is not flat: the least of its last third more than a tenth above the least of its middle third.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from fluxgate_mw.stores.sqlite_schema import COLUMNS
 RATE: Final = 5_000
 """Events a second of the soak: far above any web process, far below what the store takes."""
 
-FLAT: Final = 1.05
+FLAT: Final = 1.1
+"""A burst or a busy machine takes memory for a while; what leaks raises the least that is taken, too."""
 SEEDS: Final = 1_000
 BLOCK: Final = 1_000_000
 DAYS: Final = 90
@@ -68,8 +69,8 @@ def soak(seconds: float, folder: Path) -> Figures:
                 time.sleep(0.1)
             stored = _stored(fg)
     third = len(samples) // 3
-    middle, last = (statistics.median(part) for part in (samples[third : 2 * third], samples[2 * third :]))
-    print(f"  middle third {middle:.1f} MB, last third {last:.1f} MB", file=sys.stderr)
+    middle, last = (min(part) for part in (samples[third : 2 * third], samples[2 * third :]))
+    print(f"  at least {middle:.1f} MB in the middle third, {last:.1f} MB in the last", file=sys.stderr)
     return {
         "seconds": seconds,
         "emitted": emitted,
