@@ -11,7 +11,7 @@ import openai.resources.beta
 import openai.resources.images
 import openai.resources.responses
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from openai._base_client import BaseClient
 from openai._resource import AsyncAPIResource, SyncAPIResource
@@ -169,6 +169,10 @@ class Scene:
 
 
 @pytest.mark.parametrize("name", WITH_UNDO)
+@example(steps=["us", "peer"], us_first=True)
+@example(steps=["peer", "us"], us_first=False)
+@example(steps=["peer", "us", "peer", "call", "acall"], us_first=False)
+@example(steps=["peer", "us", "peer", "open", "open"], us_first=False)
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=14), us_first=st.booleans())
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_any_interleaving_is_seen_once_by_each_and_restores_the_objects_found(name, address, steps, us_first):
