@@ -29,7 +29,6 @@ TOOL = {
 CASES = {
     "an answer": lambda: Reply(json.dumps(completion(choices=[_choice()])).encode()),
     "a refusal that quotes": lambda: Reply(json.dumps(REFUSAL).encode(), status=400),
-    "a refusal that is no JSON": lambda: Reply(PROMPT.encode(), status=500),
     "half an answer": lambda: Reply(json.dumps(completion(choices=[_choice()])).encode()[:-30]),
     "a broken body": lambda: Reply([b'{"a": "', PROMPT.encode()], error=httpx.ReadError(PROMPT)),
     "no connection": lambda: Reply(refused=httpx.ConnectError(PROMPT)),
