@@ -73,8 +73,6 @@ OF_WSGI: Final = _of("integrations", "flask", "django", "bottle_pyramid", "falco
 OVERLAPPING: Final = "test_overlapping_requests_of_a_real_server_keep_their_own_user_and_route"
 PLAIN: Final = _of("unit", "asgi", "wsgi", "frames", "resolvers")
 
-_INTERLEAVED: Final = "test_any_interleaving_is_seen_once_by_each_and_restores_the_objects_found"
-
 ENVIRONMENTS: Final = (
     Environment(
         "newest Python",
@@ -110,13 +108,6 @@ ENVIRONMENTS: Final = (
             "opentelemetry-sdk==1.45.2",
             "sentry-sdk==2.75.0",
         ),
-        lacking={
-            f"tests/beside/test_undo.py::{_INTERLEAVED}[{peer}]": reason
-            for peer, reason in (
-                ("ddtrace", "its undo takes our layer of _process_response in place of its own: not mended yet"),
-                ("logfire", "its undo takes our request away with its own: not mended yet"),
-            )
-        },
     ),
     Environment(
         "beside SDKs on openai",

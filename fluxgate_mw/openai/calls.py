@@ -84,9 +84,11 @@ class OpenAICall(Call, eq=False):
 
     def answered(self, result: object) -> bool:
         """The client returned: end the call, or follow the body that is still to be read. Always True."""
-        response = self.response or getattr(result, "http_response", result)
+        response = self.response or getattr(result, "http_response", getattr(result, "response", result))
         self.response = self.client = None
         content = self._heard(response)
+        if response is result and hasattr(result, "model_dump_json"):
+            content = result.model_dump_json(warnings=False).encode()
         if self.stream or content is None:
             self._follow(response)
         else:

@@ -9,6 +9,7 @@ well; a nested `request` belongs to the outer call, so no call counts twice.
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
@@ -24,7 +25,7 @@ from fluxgate_mw.openai import derived, unfinished
 from fluxgate_mw.openai.calls import OpenAICall, Retrieval
 from fluxgate_mw.openai.request import Origin, begin
 from fluxgate_mw.openai.tracking import FLUXGATE
-from fluxgate_mw.openai.uncovered import replacements
+from fluxgate_mw.openai.uncovered import replacements, yields
 from fluxgate_mw.recorder import Recorder, guarded, in_hand
 from fluxgate_mw.types import HasRecorder
 
@@ -32,6 +33,9 @@ __all__ = ["VIEW", "arequested", "instrument_openai", "note_response", "requeste
 
 VIEW: Final = "__fluxgate_view__"
 """The attribute of client classes that track by themselves: the explicit tracker's views."""
+
+_MARK: Final = "__fluxgate_patch__"
+"""The attribute of our wrappers. Who wraps them in good manners hands it on: `functools.wraps` copies it."""
 
 _Rest = tuple[tuple[Any, ...], dict[str, Any]]
 _OURS: Final = (OpenAICall, Retrieval)
@@ -80,6 +84,8 @@ async def arequested(
 
 
 def _answered(call: OpenAICall | Retrieval, result: object) -> None:
+    if call.response is None:
+        guarded("openai", _patch.mend, call.client)
     if guarded("openai", call.answered, result) is None and isinstance(call, OpenAICall):
         guarded("openai", call.end)
 
@@ -142,7 +148,7 @@ class _Patch:
             for owner in _owners_of_request(client):
                 self._replace(owner, "request", wrap(owner.__dict__["request"]))
             if callable(client.__dict__.get("_process_response")):
-                self._replace(client, "_process_response", _process_response(client.__dict__["_process_response"]))
+                self._replace(client, "_process_response", self._process_response(client.__dict__["_process_response"]))
         for answer in _ANSWERS:
             if "fluxgate" not in answer.__dict__:
                 self._replace(answer, "fluxgate", FLUXGATE)
@@ -163,6 +169,23 @@ class _Patch:
                 if self._asked:
                     self._cover_helpers()
 
+    def mend(self, client: Any) -> None:
+        """Put ours back where another instrumentation has taken it away with its own, or in place of its own."""
+        kind = type(client)
+        with self._lock:
+            if not self._asked or hasattr(kind, VIEW):
+                return
+            is_sync = isinstance(client, SyncAPIClient)
+            wraps = {
+                "request": self._sync_request if is_sync else self._async_request,
+                "_process_response": self._process_response,
+            }
+            for name, wrap in wraps.items():
+                owner = next(base for base in kind.__mro__ if name in base.__dict__)
+                if not hasattr(owner.__dict__[name], _MARK):
+                    self._replaced = [entry for entry in self._replaced if entry[:2] != (owner, name)]
+                    self._replace(owner, name, wrap(owner.__dict__[name]))
+
     def _replace(self, owner: type, name: str, replacement: Any) -> None:
         self._replaced.append((owner, name, owner.__dict__.get(name), replacement))
         setattr(owner, name, replacement)
@@ -177,37 +200,71 @@ class _Patch:
         self._helpers.clear()
         unfinished.end_all()
 
-    def settle(self) -> None:
-        """Put back what somebody had wrapped when the patch was taken back, where he is gone now."""
-        if self._covered:
-            with self._lock:
-                self._covered = [entry for entry in self._covered if not _put_back(*entry)]
+    def settle(self, client: Any, name: str, ours: Any, original: Any) -> None:
+        """Put back what somebody had wrapped when the patch was taken back, where he is gone now.
+
+        Whoever found ours on a class may also have left it on another, that inherits it.
+        """
+        with self._lock:
+            self._covered = [entry for entry in self._covered if not _put_back(*entry)]
+            for base in type(client).__mro__:
+                _put_back(base, name, original, ours)
 
     def _sync_request(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def request(client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
             origin = self._origin
             if origin is None:
-                self.settle()
+                self.settle(client, "request", request, original)
                 return original(client, cast_to, options, *args, **kwargs)
             if kwargs.get("stream"):
                 self._streamed()
             return requested(original, client, cast_to, options, (args, kwargs), origin)
 
-        return request
+        return _marked(request)
 
     def _async_request(self, original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         @functools.wraps(original)
         async def request(client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
             origin = self._origin
             if origin is None:
-                self.settle()
+                self.settle(client, "request", request, original)
                 return await original(client, cast_to, options, *args, **kwargs)
             if kwargs.get("stream"):
                 self._streamed()
             return await arequested(original, client, cast_to, options, (args, kwargs), origin)
 
-        return request
+        return _marked(request)
+
+    def _process_response(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the client's method, sync or async alike, telling the running call of its response."""
+
+        @functools.wraps(original)
+        def process_response(client: Any, *args: Any, **kwargs: Any) -> Any:
+            origin = self._origin
+            if origin is None:
+                self.settle(client, "_process_response", process_response, original)
+                return original(client, *args, **kwargs)
+            if in_hand.get() is None and not hasattr(type(client).request, _MARK):
+                return self._passed_by(original, client, args, kwargs, origin)
+            note_response(kwargs)
+            return original(client, *args, **kwargs)
+
+        return _marked(yields(process_response, original))
+
+    def _passed_by(
+        self, original: Callable[..., Any], client: Any, args: Any, kwargs: dict[str, Any], origin: Origin
+    ) -> Any:
+        """Record a call whose `request` did not pass ours, which an undo of another's had taken away."""
+        guarded("openai", self.mend, client)
+        call = guarded("openai", begin, client, kwargs.get("options"), bool(kwargs.get("stream")), origin)
+        result = original(client, *args, **kwargs)
+        if call is None:
+            return result
+        call.response, call.retries = kwargs.get("response"), kwargs.get("retries_taken", 0)
+        if isinstance(call, OpenAICall):
+            call.hide_usage = False
+        return _aanswered(call, result) if inspect.isawaitable(result) else _answered_with(call, result)
 
 
 def _put_back(owner: type, name: str, original: Any, replacement: Any) -> bool:
@@ -221,15 +278,18 @@ def _put_back(owner: type, name: str, original: Any, replacement: Any) -> bool:
     return True
 
 
-def _process_response(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the client's method, sync or async alike, telling the running call of its response."""
+def _marked(wrapper: Callable[..., Any]) -> Callable[..., Any]:
+    setattr(wrapper, _MARK, True)
+    return wrapper
 
-    @functools.wraps(original)
-    def process_response(client: Any, *args: Any, **kwargs: Any) -> Any:
-        note_response(kwargs)
-        return original(client, *args, **kwargs)
 
-    return process_response
+def _answered_with(call: OpenAICall | Retrieval, result: Any) -> Any:
+    _answered(call, result)
+    return result
+
+
+async def _aanswered(call: OpenAICall | Retrieval, result: Awaitable[Any]) -> Any:
+    return _answered_with(call, await result)
 
 
 def note_response(arguments: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from fluxgate_mw.openai.hosts import OPERATIONS
 from fluxgate_mw.pricing import provider_of_host
 from fluxgate_mw.recorder import guarded, in_hand
 
-__all__ = ["replacements"]
+__all__ = ["replacements", "yields"]
 
 Replace = Callable[[type, str, Any], None]
 
@@ -43,6 +43,12 @@ def replacements(replace: Replace) -> Iterator[tuple[type, str, Any]]:
             yield client, "send", _send(client.__dict__["send"])
 
 
+def yields(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return our wrapper: who takes the outermost one for his own, as ddtrace's undo does, gets what is below his."""
+    vars(ours)["__wrapped__"] = getattr(original, "__wrapped__", original)
+    return ours
+
+
 def _all_below(base: type) -> Iterator[type]:
     subclasses: list[type] = base.__subclasses__()
     for subclass in subclasses:
@@ -61,7 +67,7 @@ def _connect(original: Callable[..., Any]) -> Callable[..., Any]:
         diagnostics.note("not_covered_websocket", "a websocket to the provider: what it uses is not recorded")
         return original(*args, **kwargs)
 
-    return connect
+    return yields(connect, original)
 
 
 def _send(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,7 +79,7 @@ def _send(original: Callable[..., Any]) -> Callable[..., Any]:
             guarded("uncovered", _look, request)
         return original(client, request, *args, **kwargs)
 
-    return send
+    return yields(send, original)
 
 
 def _look(request: Any) -> None:

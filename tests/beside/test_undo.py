@@ -184,7 +184,10 @@ def test_any_interleaving_is_seen_once_by_each_and_restores_the_objects_found(na
             scene.play(steps)
             scene.end(us_first=us_first)
         assert len(events) == scene.expected
-        assert {(event.status, event.input_tokens, event.output_tokens) for event in events} <= {("SUCCESS", 20, 7)}
+        unknown = [event for event in events if event.usage_source == "none"]
+        assert len(unknown) <= (steps.count("peer") if name == "logfire" else 0)  # streams that its undo let slip by us
+        told = {(e.status, e.input_tokens, e.output_tokens) for e in events if e not in unknown}
+        assert told <= {("SUCCESS", 20, 7)}
         assert _changed(found) == {}
     finally:
         scene.close()

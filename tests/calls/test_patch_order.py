@@ -204,3 +204,58 @@ def test_a_call_made_by_another_client_inside_a_call_is_an_event_of_its_own(even
 
     sync_client(asking).chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
     assert [e.request_model for e in events] == ["gpt-4o", "gpt-4o-mini"]
+
+
+def _traced(function):
+    @functools.wraps(function)
+    def traced(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return traced
+
+
+def _events_of(count, client):
+    with capture_events() as events:
+        for _ in range(count):
+            assert len(list(client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, stream=True))) == 3
+    return events
+
+
+def _served(**options):
+    return FluxGate(**options), sync_client(lambda r: streamed(chat_events("Hi")))
+
+
+def test_an_undo_that_takes_the_outermost_layer_for_its_own_takes_its_own():
+    """An undo as ddtrace's puts back what the outermost wrapper says it wraps: calls stay whole, all is restored."""
+    found = SyncAPIClient.__dict__["_process_response"]
+    SyncAPIClient._process_response = _traced(found)
+    fg, client = _served()
+    SyncAPIClient._process_response = SyncAPIClient._process_response.__wrapped__
+    assert [(event.status, event.http_status) for event in _events_of(2, client)] == [("SUCCESS", 200)] * 2
+    fg.stop()
+    client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, stream=True).close()
+    assert SyncAPIClient.__dict__["_process_response"] is found
+
+
+def test_an_undo_that_puts_what_was_inherited_on_the_class_takes_no_call_away():
+    """An undo as logfire's sets the method that it found below ours on the client's class: each call is an event."""
+    openai.OpenAI.request = _traced(openai.OpenAI.request)
+    fg, client = _served()
+    openai.OpenAI.request = FOUND
+    assert len(_events_of(2, client)) == 2
+    fg.stop()
+    assert len(_events_of(1, client)) == 0
+    assert openai.OpenAI.request is FOUND
+    del openai.OpenAI.request
+
+
+@pytest.mark.parametrize("name", ["request", "_process_response"])
+def test_ours_that_another_leaves_behind_is_gone_after_the_next_call(name):
+    """What it found was ours, on a class above: once we are off, the next call puts back what was there before us."""
+    found = getattr(openai.OpenAI, name)
+    fg, client = _served()
+    setattr(openai.OpenAI, name, getattr(openai.OpenAI, name))
+    fg.stop()
+    assert len(_events_of(1, client)) == 0
+    assert getattr(openai.OpenAI, name) is found
+    delattr(openai.OpenAI, name)
