@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from gunicorn.config import KNOWN_SETTINGS
+from websockets.sync.client import connect
 
 from tests.servers import free_port
 
@@ -24,6 +25,7 @@ GUNICORN = ("-m", "gunicorn", "--log-level", "error", *BIND) + (
     (_NO_SOCKET,) if any(_NO_SOCKET in (setting.cli or ()) for setting in KNOWN_SETTINGS) else ()
 )
 UVICORN = ("-m", "uvicorn", "--log-level", "error", "--port", "PORT")
+Asking = Callable[[int, int], tuple[str | None, list[list[str | None]]]]
 
 
 @contextmanager
@@ -59,10 +61,19 @@ def ask_server(port: int, number: int) -> tuple[str | None, list[list[str | None
     return user, said
 
 
-def keeps_apart(command: tuple[str, ...], route: str | None) -> None:
+def ask_socket(port: int, number: int) -> tuple[str | None, list[list[str | None]]]:
+    """Do the same over a websocket."""
+    user = None if number % 3 == 0 else f"user-{number}"
+    with connect(
+        f"ws://127.0.0.1:{port}/sockets/{number}", additional_headers={} if user is None else {"X-User": user}
+    ) as socket:
+        return user, [json.loads(line) for line in socket]
+
+
+def keeps_apart(command: tuple[str, ...], route: str | None, ask: Asking = ask_server) -> None:
     """Fail unless 60 requests of which 8 are served at once keep their own user, route and id at every step."""
     with running(*command) as port, ThreadPoolExecutor(8) as clients:
-        answers = list(clients.map(lambda number: ask_server(port, number), range(1, 61)))
+        answers = list(clients.map(lambda number: ask(port, number), range(1, 61)))
     for user, said in answers:
         assert [line[:2] for line in said] == [[user, route]] * 3
         assert len({line[2] for line in said}) == 1

@@ -15,7 +15,8 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from fluxgate_mw import FluxGateMiddleware
 from fluxgate_mw.integrations.litestar import FluxGatePlugin
@@ -41,12 +42,24 @@ async def fastapi_endpoint(key: int) -> StreamingResponse:
     return StreamingResponse(slowly())
 
 
+@fastapi_app.websocket("/sockets/{key}")
+async def fastapi_socket(socket: WebSocket, key: int) -> None:
+    await starlette_socket(socket)
+
+
+async def starlette_socket(socket: WebSocket) -> None:
+    await socket.accept()
+    async for line in slowly():
+        await socket.send_text(line)
+    await socket.close()
+
+
 async def starlette_endpoint(request: Request) -> StreamingResponse:
     return StreamingResponse(slowly())
 
 
 starlette_app = Starlette(
-    routes=[Route("/items/{key}", starlette_endpoint)],
+    routes=[Route("/items/{key}", starlette_endpoint), WebSocketRoute("/sockets/{key}", starlette_socket)],
     middleware=[Middleware(FluxGateMiddleware), Middleware(SignIn)],
 )
 
@@ -60,13 +73,30 @@ async def quart_view(key: int) -> Any:
     return slowly()
 
 
+@quart_app.websocket("/sockets/<int:key>")
+async def quart_socket(key: int) -> None:
+    async for line in slowly():
+        await quart.websocket.send(line)
+
+
+@litestar.websocket("/sockets/{key:int}")
+async def litestar_socket(socket: litestar.WebSocket[Any, Any, Any]) -> None:
+    await socket.accept()
+    async for line in slowly():
+        await socket.send_text(line)
+    await socket.close()
+
+
 @litestar.get("/items/{key:int}")
 async def litestar_handler(request: litestar.Request[Any, Any, Any]) -> litestar.response.Stream:
     return litestar.response.Stream(slowly())
 
 
 litestar_app = litestar.Litestar(
-    [litestar_handler], middleware=[DefineMiddleware(SignIn)], plugins=[FluxGatePlugin()], openapi_config=None
+    [litestar_handler, litestar_socket],
+    middleware=[DefineMiddleware(SignIn)],
+    plugins=[FluxGatePlugin()],
+    openapi_config=None,
 )
 
 

