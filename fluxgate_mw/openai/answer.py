@@ -31,7 +31,9 @@ _STATUS: Final[Mapping[str, Status]] = {
 _STOPPED: Final = ("stop",)
 _GRAVITY: Final[tuple[Status, ...]] = ("BLOCKED", "ERROR", "MAX_TOKENS", "SUCCESS")
 _TYPED_ENDS: Final = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
-_BILLED_PER_CALL: Final = ("web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call")
+_BILLED_PER_CALL: Final = frozenset(
+    {"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "shell_call"}
+)
 """Source: https://platform.openai.com/docs/pricing, "Built-in tools" (read 2026-11)."""
 
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -43,6 +45,12 @@ class _Choice(msgspec.Struct):
 
 class _Item(msgspec.Struct):
     type: Any = None
+    environment: Any = None
+
+    def is_billed(self) -> bool:
+        """Say whether it costs more than its tokens; a shell on the caller's own machine does not."""
+        local = isinstance(self.environment, dict) and self.environment.get("type") == "local"
+        return isinstance(self.type, str) and self.type in _BILLED_PER_CALL and not local
 
 
 class _Whole(msgspec.Struct):
@@ -75,6 +83,7 @@ class _Event(msgspec.Struct):
     response: _Whole | None = None
     message: Any = None
     x_groq: Any = None
+    item: _Item | None = None
 
 
 _decode_whole = msgspec.json.Decoder(_Whole).decode
@@ -208,6 +217,8 @@ class Answer:
         elif isinstance(event.usage, dict) or kind.endswith((".done", ".completed")):
             self._take(event)
             self.ended = self.ended or not kind.startswith("response.")
+        if event.item is not None:
+            self._charge((event.item,))
         if "audio.delta" not in kind:
             self._deliver(event.delta)
 
@@ -223,8 +234,10 @@ class Answer:
             self._fail(part.error)
         if isinstance(part, _Whole):
             self._take_status(part)
-            if part.output:
-                self.fee = next((item.type for item in part.output if item.type in _BILLED_PER_CALL), self.fee)
+            self._charge(part.output or ())
+
+    def _charge(self, items: Iterable[_Item]) -> None:
+        self.fee = next((item.type for item in items if item.is_billed()), self.fee)
 
     def _take_status(self, whole: _Whole) -> None:
         self.state = _text(whole.status)

@@ -35,6 +35,8 @@ _BINARY: Final = ("audio/", "image/", "video/", "application/octet-stream")
 _COST_HEADER: Final = "x-litellm-response-cost"
 """Source: https://docs.litellm.ai/docs/proxy/response_headers (read 2026-11); USD."""
 _REFUSED: Final = 400
+_CONTAINERS: Final = ("container", "environment")
+"""Where a tool of the responses API asks for a container of its own: `code_interpreter`, `shell`."""
 _SEARCHES: Final = ("-search-preview", "-search-api")
 _OPENAIS: Final = ("openai", "azure")
 _OPENAI: Final = "api.openai.com"
@@ -73,7 +75,7 @@ class OpenAICall(Call, eq=False):
     base_url: Any = None
     azure: bool = False
     _http_status: int | None = None
-    _headers: Any = _NO_BODY
+    _said_cost: str | None = None
     _asked_tier: Any = None
     _fee: str | None = None
     _asked: bytes | None = None
@@ -149,8 +151,8 @@ class OpenAICall(Call, eq=False):
         usage = reported or self._estimated(answer)
         tier = answer.service_tier or self._asked_tier
         nanos = answer.cost_nanos
-        if nanos is None and self.base_url.host != _OPENAI and _COST_HEADER in self._headers:
-            nanos = usd_to_nanos(self._headers[_COST_HEADER])
+        if nanos is None:
+            nanos = usd_to_nanos(self._said_cost)
         return Outcome(
             status=ending.status,
             http_status=self._http_status,
@@ -181,13 +183,13 @@ class OpenAICall(Call, eq=False):
         """Return the call's event and forget what it was made from."""
         event = super().made()
         self._content = self._answer = self._asked = self._prompt = None
-        self._headers = _NO_BODY
         return event
 
     def _heard(self, response: Any) -> bytes | None:
         """Take of a response what is still needed once it is gone; return its body, where that has been read."""
         self._http_status = getattr(response, "status_code", None)
-        self._headers = getattr(response, "headers", _NO_BODY)
+        if self.base_url.host != _OPENAI:
+            self._said_cost = getattr(response, "headers", _NO_BODY).get(_COST_HEADER)
         content: bytes | None = getattr(response, "_content", None)
         return content
 
@@ -260,11 +262,27 @@ class OpenAICall(Call, eq=False):
         """Take of what was sent what is still needed; the rest is the caller's, who may change it now."""
         body, self.body, self.options = self.body, _NO_BODY, None
         self._asked_tier = body.get("service_tier")
-        if body.get("web_search_options") is not None:
-            self._fee = "web search"
+        self._fee = _fee_of(body)
         if self.recorder.settings.capture_content:
             self._asked = asked_content(body)
             self.size_bytes += len(self._asked or b"")
+
+
+def _fee_of(body: Mapping[str, Any]) -> str | None:
+    """Return what is billed beside the tokens for being asked for: a search, or a container, whether used or not."""
+    if body.get("web_search_options") is not None:
+        return "web search"
+    tools = body.get("tools")
+    if isinstance(tools, list | tuple):
+        for tool in tools:
+            if isinstance(tool, Mapping) and any(map(_is_made, map(tool.get, _CONTAINERS))):
+                return f"{tool.get('type')} in a container"
+    return None
+
+
+def _is_made(place: object) -> bool:
+    """Say whether a tool's place is a container that is made for this request; one that is there has a name."""
+    return isinstance(place, Mapping) and place.get("type") in ("auto", "container_auto")
 
 
 def _told(answer: Answer) -> _Ending:
@@ -325,19 +343,24 @@ def _read(body: bytes) -> Answer:
 
 
 def _failure(error: BaseException) -> _Ending:
-    """Return how a call ended that raised. The client's own messages are kept, cut short; no foreign ones."""
+    """Return how a call ended that raised.
+
+    The provider's message and the client's own are kept, cut short; a body that is no error's may hold the prompt.
+    """
     name = type(error).__name__
     if isinstance(error, _GIVEN_UP):
         return _Ending("CANCELLED", name)
     body = getattr(error, "body", None)
     fields: Mapping[str, Any] = body if isinstance(body, Mapping) else _NO_BODY
-    message = fields.get("message") or getattr(error, "message", None)
+    status = getattr(error, "status_code", None)
+    own = getattr(error, "message", None) if (status or 0) < _REFUSED else f"Error code: {status}"
+    message = fields.get("message") or own
     request = getattr(error, "request", None)
     retries = request.headers.get("x-stainless-retry-count", "") if request is not None else ""
     return _Ending(
         "BLOCKED" if fields.get("code") in _FILTERED else "ERROR",
         name,
         safe_message(message) if isinstance(message, str) else None,
-        getattr(error, "status_code", None),
+        status,
         int(retries) if retries.isdecimal() else 0,
     )

@@ -8,6 +8,7 @@ holds it weakly, so no cycle is made and a response that nobody reads any more e
 from __future__ import annotations
 
 import copyreg
+import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
@@ -151,6 +152,16 @@ class Watch:
 
 
 _watched: dict[int, tuple[weakref.ref[Any], Watch]] = {}
+
+
+def _leave_to_parent() -> None:
+    """Let a forked child end no call of its parent's; what it reads on of them is read as ever."""
+    for _, watch in _watched.values():
+        watch.done = True
+    _watched.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def watch(response: Any, watch: Watch) -> None:

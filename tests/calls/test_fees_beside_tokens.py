@@ -1,0 +1,68 @@
+"""What is billed beside the tokens leaves the cost unknown: containers by the minute, searches by the call.
+
+Source: https://platform.openai.com/docs/pricing (containers, read 2026-11) and community.openai.com/t/1364328 (a
+container is made for a request that offers the tool, called or not).
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.calls.clients import SSE, Asked, Reply, Wire, recorded, typed
+
+USAGE = {"input_tokens": 12, "output_tokens": 3, "total_tokens": 15}
+ASK = {"model": "gpt-4o-mini", "input": "hi"}
+MESSAGE = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": []}
+
+
+def body(*output, status="completed", usage=USAGE):
+    return {
+        "id": "resp_1", "object": "response", "created_at": 1, "model": "gpt-4o-mini-2024-07-18", "status": status,
+        "output": list(output), "usage": usage, "tools": [], "parallel_tool_calls": True, "tool_choice": "auto",
+    }  # fmt: skip
+
+
+def event_of(asked, reply):
+    with recorded() as events:
+        Asked("responses", asked).plain(Wire(reply))
+    return events[0]
+
+
+def test_a_hosted_shell():
+    """Its container is billed by the minute."""
+    item = {"type": "shell_call", "id": "sh_1", "call_id": "c", "status": "completed", "action": {"commands": ["ls"]}}
+    event = event_of(ASK, Reply(json.dumps(body(item, MESSAGE)).encode()))
+    assert (event.cost_nanos, event.input_tokens) == (None, 12)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_container_that_is_offered(stream):
+    """It is made for the request, called or not."""
+    asked = {**ASK, "tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}
+    answer = body(MESSAGE)
+    done = typed({"type": "response.completed", "sequence_number": 1, "response": answer})
+    reply = Reply(done, headers=SSE) if stream else Reply(json.dumps(answer).encode())
+    event = event_of({**asked, "stream": True} if stream else asked, reply)
+    assert (event.cost_nanos, event.input_tokens) == (None, 12)
+
+
+def test_a_search_in_a_stream_that_breaks_off():
+    """The search was made and is billed, whatever became of the rest."""
+    item = {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "x"}}
+    events = [
+        {"type": "response.created", "sequence_number": 0, "response": body(status="in_progress", usage=None)},
+        {"type": "response.output_item.done", "sequence_number": 1, "output_index": 0, "item": item},
+    ]
+    event = event_of({**ASK, "stream": True}, Reply(typed(*events), headers=SSE))
+    assert event.usage_source == "estimated"
+    assert event.cost_nanos is None
+
+
+@pytest.mark.parametrize("place", [{"type": "local"}, "cntr_1", None])
+def test_a_shell_of_the_callers_own(place):
+    """A shell on his machine, or in a container that is there, is paid by its tokens."""
+    item = {"type": "shell_call", "id": "sh_1", "call_id": "c", "status": "completed", "environment": {"type": "local"}}
+    asked = {**ASK, "tools": [{"type": "shell", "environment": place}]}
+    assert event_of(asked, Reply(json.dumps(body(item, MESSAGE)).encode())).cost_nanos == 3_600

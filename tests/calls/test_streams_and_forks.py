@@ -1,0 +1,45 @@
+"""A stream that is open when the process forks stays the call of the process that began it."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+
+from fluxgate_mw import FluxGate
+from fluxgate_mw.buffer.pack import unpack
+from fluxgate_mw.buffer.spool import Spool
+from fluxgate_mw.event import decode_event
+from tests.calls.clients import ASKED, SSE, Reply, Wire
+from tests.calls.streaming import AS_ASKED
+
+PARTS = [part + b"\n\n" for part in AS_ASKED.split(b"\n\n") if part]
+
+
+def kept(folder: Path):
+    return [decode_event(data) for entry in Spool(folder).read_nowait(100) for data in unpack(entry.payload)]
+
+
+@pytest.mark.parametrize("read_on", [False, True], ids=["frees it", "reads on"])
+def test_a_stream_open_at_a_fork_is_one_event(tmp_path, read_on):
+    """The parent's: the child has a copy, not a call."""
+    with FluxGate(spool_dir=tmp_path) as fg:
+        stream = Wire(Reply(PARTS, headers=SSE)).client().chat.completions.create(**ASKED, stream=True)
+        chunks = iter(stream)
+        next(chunks)
+        child = os.fork()
+        if child == 0:
+            try:
+                if read_on:
+                    assert len(list(chunks)) == 5
+                del chunks, stream
+                gc.collect()
+                os._exit(0 if fg.flush(5) else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+        assert len(list(chunks)) == 5
+        assert fg.flush(5)
+    assert [event.status for event in kept(tmp_path)] == ["SUCCESS"]
