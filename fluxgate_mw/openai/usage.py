@@ -20,6 +20,8 @@ from fluxgate_mw.event import NANOS_PER_USD, TokenUsage
 __all__ = ["read_usage", "reported_cost_nanos", "usd_to_nanos"]
 
 MOST: Final = 2**53
+MOST_UNSEEN: Final = 2**20
+"""More than any answer has: a total that exceeds its parts by more is wrong."""
 _TICKS_PER_NANO: Final = 10
 _CACHED_BESIDE: Final = ("prompt_cache_hit_tokens", "cached_tokens")
 _INPUT_BESIDE: Final = ("cache_read_input_tokens", "cache_creation_input_tokens")
@@ -77,6 +79,9 @@ def _with_unseen(usage: Mapping[str, Any], total_in: int | None, total_out: int 
         return total_out
     unseen, beside = total - total_in - total_out, _count(reasoning)
     if unseen <= 0 or (beside is None and any(usage.get(name) for name in _INPUT_BESIDE)):
+        return total_out
+    if unseen > MOST_UNSEEN:
+        diagnostics.note("absurd_usage", "a provider reported a total far above its parts; it is not counted")
         return total_out
     return total_out + unseen if beside in (None, 0, unseen) else total_out
 

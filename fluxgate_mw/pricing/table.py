@@ -34,6 +34,11 @@ _PROVIDER_ALIASES: Final = {
 }
 """Source: the well-known values of OpenTelemetry's `gen_ai.provider.name`, its former spellings included (2026-11)."""
 
+_PREFIXES: Final = {"google": ("google/", "models/")}
+"""What a provider's own API puts before its models' names. Source: Vertex AI's page on OpenAI libraries
+(https://cloud.google.com/vertex-ai/generative-ai/docs/multimodal/call-vertex-using-openai-library, read 2026-11), and
+the resource names of the Gemini API."""
+
 
 class ModelRow(msgspec.Struct, frozen=True, omit_defaults=True):
     """One model as stored: the names that are spelled out, the test for others, and the terms, decoded when asked."""
@@ -149,6 +154,8 @@ def _resolve(provider: str | None, model: str | None) -> Tariff | str:
     found, name = _provider_and_name(provider, model.lower())
     if found is None:
         return f"unknown provider {provider!r}"
+    for prefix in _PREFIXES.get(found.id, ()):
+        name = name.removeprefix(prefix)
     return _tariff_in(found, name) or _tariff_in(found, dashed_dates(name)) or f"unknown model {model!r} of {found.id}"
 
 

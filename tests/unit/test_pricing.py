@@ -148,6 +148,14 @@ def test_spellings_of_a_model(spelled, same_as):
     assert ours == (same_as and price("openai", same_as, USAGE, at=NOW).cost_nanos)
 
 
+@pytest.mark.parametrize("spelled", ["google/gemini-2.5-pro", "models/gemini-2.5-pro", "Google/Gemini-2.5-Pro"])
+def test_googles_own_spellings(spelled):
+    """Vertex AI and the Gemini API put a prefix before a model's name; another provider's is no such thing."""
+    assert price("google", spelled, USAGE, at=NOW) == price("google", "gemini-2.5-pro", USAGE, at=NOW)
+    assert price("google", "openai/gemini-2.5-pro", USAGE, at=NOW).cost_nanos is None
+    assert price("openai", "models/gpt-4o-mini", USAGE, at=NOW).cost_nanos is None
+
+
 def test_a_fine_tune_has_its_own_price():
     """A fine-tuned model is dearer than its base where the table lists it."""
     tuned = price("openai", "ft:gpt-4o-mini-2024-07-18:org::id", USAGE, at=NOW).cost_nanos

@@ -168,7 +168,10 @@ def test_every_model_costs_what_the_library_says(provider):
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_names_match_as_in_the_library(provider):
-    """Upper case, dates, prefixes and endings that gateways put to a name mean the same model, or none, in both."""
+    """Upper case, dates, prefixes and endings that gateways put to a name mean the same model, or none, in both.
+
+    But for the prefixes of Google's own APIs, which the library does not know: they change nothing.
+    """
     rng = random.Random(provider)
     names = references(provider)
     for name in rng.sample(names, min(len(names), 60)):
@@ -186,7 +189,8 @@ def test_names_match_as_in_the_library(provider):
             f" {name}",
             name[:-1] or "x",
         ):
-            expected = theirs(provider, spelled, SIMPLE, NOW, None)
+            known = spelled.removeprefix("google/").removeprefix("models/") if provider == "google" else spelled
+            expected = theirs(provider, known, SIMPLE, NOW, None)
             assert price(provider, spelled, SIMPLE, at=NOW).cost_nanos == expected, spelled
 
 

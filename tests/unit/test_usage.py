@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.event import TokenUsage
-from fluxgate_mw.openai.usage import MOST, read_usage, reported_cost_nanos, usd_to_nanos
+from fluxgate_mw.openai.usage import MOST, MOST_UNSEEN, read_usage, reported_cost_nanos, usd_to_nanos
 
 CHAT = {
     "prompt_tokens": 100,
@@ -119,6 +119,15 @@ def test_thoughts_that_only_the_total_shows():
 def test_a_total_that_proves_nothing(beside):
     """A total that is too small, is none, or holds something else than output adds nothing."""
     assert read_usage({"prompt_tokens": 9, "completion_tokens": 3, **beside}).output_tokens == 3
+
+
+def test_a_total_that_cannot_be():
+    """What no answer can have is not counted, and noted."""
+    usage = {"prompt_tokens": 9, "completion_tokens": 3}
+    assert read_usage({**usage, "total_tokens": 12 + MOST_UNSEEN}).output_tokens == 3 + MOST_UNSEEN
+    assert diagnostics.counts() == {}
+    assert read_usage({**usage, "total_tokens": 13 + MOST_UNSEEN}).output_tokens == 3
+    assert diagnostics.counts() == {"absurd_usage": 1}
 
 
 @pytest.mark.parametrize(
