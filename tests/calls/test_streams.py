@@ -290,3 +290,48 @@ def test_what_was_delivered_is_estimated(texts, read):
         stream.close()
     delivered = sum(len(text.encode()) for text in texts[:read])
     assert events[0].output_tokens == -(-delivered // 4)
+
+
+LEGACY = Asked("completions", {"model": "gpt-3.5-turbo-instruct", "prompt": "Say this is a test", "stream": True})
+
+
+def _legacy(text, reason=None, **fields):
+    choices = [] if text is None else [{"text": text, "index": 0, "logprobs": None, "finish_reason": reason}]
+    head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "gpt-3.5-turbo-instruct"}
+    return {**head, "choices": choices, **fields}
+
+
+@pytest.mark.parametrize("way", ["plain", "raw", "asynchronous"])
+@given(cuts=st.lists(st.integers(0, 2000), max_size=6))
+@settings(max_examples=25, deadline=None)
+def test_a_legacy_completions_stream(way, cuts):
+    """Asked for usage, it gives the caller the chunks that it gives unasked, and us the counts."""
+    texts = ("This", ' is "usage":null', ",")
+    unasked = sse(*map(_legacy, texts), _legacy("", "stop"))
+    nulls = [_legacy(text, usage=None) for text in texts]
+    asked = sse(*nulls, _legacy("", "stop", usage=None), _legacy(None, usage=USAGE))
+    without = getattr(LEGACY, way)(Wire(Reply(unasked, headers=SSE)))
+    wire = Wire(Reply(cut(asked, cuts), headers=SSE))
+    with recorded() as events:
+        assert getattr(LEGACY, way)(wire) == without
+    assert wire.sent[0]["stream_options"] == {"include_usage": True}
+    assert [(event.operation_name, event.status, counts(event)) for event in events] == [
+        ("text_completion", "SUCCESS", (12, 5, 4, 2))
+    ]
+
+
+@pytest.mark.parametrize("way", ["plain", "raw", "asynchronous"])
+def test_azures_stream_that_is_asked(way):
+    """Its filter results before and between stand where they stood, its usage chunk does not reach the caller."""
+    filtered = [{"prompt_index": 0, "content_filter_results": {"hate": {"filtered": False, "severity": "safe"}}}]
+    first = chunk(choices=[], prompt_filter_results=filtered, model="", id="")
+    later = chunk(choices=[{"index": 0, "delta": {}, "finish_reason": None, "content_filter_results": {}}], id="")
+    unasked = sse(first, chunk("Hi"), later, chunk(choices=finish()))
+    nulls = [{**each, "usage": None} for each in (first, chunk("Hi"), later, chunk(choices=finish()))]
+    asked = sse(*nulls, chunk(choices=[], usage=USAGE))
+    without = getattr(STREAM, way)(Wire(Reply(unasked, headers=SSE)))
+    with recorded() as events:
+        assert getattr(STREAM, way)(Wire(Reply(asked, headers=SSE))) == without
+    assert [(event.response_id, event.status, counts(event)) for event in events] == [
+        ("chatcmpl-1", "SUCCESS", (12, 5, 4, 2))
+    ]
