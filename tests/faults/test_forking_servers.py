@@ -29,8 +29,9 @@ FIRST, REQUESTS = 100, 40
 APP = "tests.forking_app:app"
 GUNICORN = [sys.executable, "-m", "gunicorn", APP, "--preload", "--workers", "2", "--bind", "127.0.0.1:{port}"]
 UWSGI = [f"{Path(sys.executable).parent}/uwsgi", "--module", APP, "--http-socket", "127.0.0.1:{port}"]
-UWSGI += ["--die-on-term", "--need-app"]
-MASTER = ["--master", "--processes", "2"]
+UWSGI += ["--need-app"]
+MASTER = ["--master", "--processes", "2", "--hook-master-start", "unix_signal:15 gracefully_kill_them_all"]
+"""Gracefully: with `--die-on-term` uWSGI skips the exit hooks of a worker that SIGTERM meets in a request."""
 GOOD_ENDS = (0, 30)
 """uWSGI ends with 30 where it has no master."""
 
@@ -40,7 +41,7 @@ SERVERS = {
     "uwsgi-without-threads": [*UWSGI, *MASTER],
     "uwsgi-with-threads": [*UWSGI, *MASTER, "--enable-threads"],
     "uwsgi-that-tells-python": [*UWSGI, *MASTER, "--enable-threads", "--py-call-osafterfork"],
-    "uwsgi-of-one-process": [*UWSGI, "--enable-threads"],
+    "uwsgi-of-one-process": [*UWSGI, "--enable-threads", "--die-on-term"],
     "uwsgi-with-its-decorators": [*UWSGI, *MASTER, "--enable-threads", "--import", "uwsgidecorators"],
 }
 
@@ -103,7 +104,8 @@ def test_a_server_that_loads_before_it_forks_loses_and_doubles_nothing(run, plac
     langfuse/langfuse#7414.
     """
     port = free_port()
-    process = run([part.format(port=port) for part in SERVERS[server]], place)
+    durable = "1" if "--die-on-term" in SERVERS[server] else ""
+    process = run([part.format(port=port) for part in SERVERS[server]], place, FLUXGATE_DURABLE=durable)
     wait_until(lambda: process.poll() is not None or answer(port, FIRST), 30)
     workers = {answer(port, number) for number in range(FIRST + 1, FIRST + REQUESTS)}
     assert None not in workers
@@ -119,7 +121,7 @@ def test_a_server_that_loads_before_it_forks_loses_and_doubles_nothing(run, plac
 def test_a_background_flusher_of_a_master_stays_out_of_its_workers_way(run, tmp_path, redis_url, stream_key, server):
     """With `flusher=background` the workers flush, all is stored once, and each process ends when it is told to."""
     port, place = free_port(), (tmp_path / "spool", redis_url, stream_key)
-    variables = {"FLUXGATE_FLUSHER": "background", "FLUXGATE_DATA_DIR": str(tmp_path)}
+    variables = {"FLUXGATE_FLUSHER": "background", "FLUXGATE_DATA_DIR": str(tmp_path), "FLUXGATE_DURABLE": "1"}
     process = run([part.format(port=port) for part in SERVERS[server]], place, **variables)
     wait_until(lambda: process.poll() is not None or answer(port, FIRST), 30)
     assert None not in {answer(port, number) for number in range(FIRST + 1, FIRST + REQUESTS)}
