@@ -150,6 +150,7 @@ def make(*, plugin: bool = True) -> Litestar:
         plugins=[FluxGatePlugin()] if plugin else [],
         exception_handlers={KeyError: on_key_error},
         openapi_config=None,
+        logging_config=None,
     )
 
 
@@ -219,6 +220,7 @@ def test_a_call_in_the_handler_of_exception_knows_user_and_template_and_a_404_ha
         plugins=[FluxGatePlugin()],
         exception_handlers={Exception: on_any_error},
         openapi_config=None,
+        logging_config=None,
     )
     with capture_events() as events, TestClient(app, raise_server_exceptions=False) as client:
         client.get("/broken/7", headers={"x-user": "ada"})
@@ -258,6 +260,7 @@ def heard(path: str, **options: Any) -> list[UsageEvent]:
         plugins=[FluxGatePlugin(**options)],
         listeners=[on_asked, on_asked_with_context],
         openapi_config=None,
+        logging_config=None,
     )
     with capture_events() as events:
         with TestClient(app) as client, ThreadPoolExecutor(8) as clients:

@@ -55,7 +55,11 @@ def of_litestar(place: Place) -> Any:
         return "x"
 
     return litestar.Litestar(
-        [handler], middleware=[DefineMiddleware(SignIn)], plugins=[FluxGatePlugin()], openapi_config=None
+        [handler],
+        middleware=[DefineMiddleware(SignIn)],
+        plugins=[FluxGatePlugin()],
+        openapi_config=None,
+        logging_config=None,
     )
 
 
@@ -261,7 +265,9 @@ def copying_litestar() -> Any:
         return await aask()
 
     inner = [DefineMiddleware(middleware) for middleware in (CopiesScope, SignIn, FluxGateMiddleware)]
-    return litestar.Litestar([handler], middleware=inner, plugins=[FluxGatePlugin()], openapi_config=None)
+    return litestar.Litestar(
+        [handler], middleware=inner, plugins=[FluxGatePlugin()], openapi_config=None, logging_config=None
+    )
 
 
 def copying_quart() -> Any:
