@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
+from importlib import import_module
 
 import anyio
 import anyio.to_thread
@@ -40,6 +41,7 @@ class BackgroundFlusher:
         run = self._run
         if run is not None and run.pid == os.getpid():
             return
+        import_module("anyio._backends._asyncio")  # here and now: a fork while the thread imports hangs the child
         self._run = _Run(self._opened)
         start_thread(self._run.thread)
 

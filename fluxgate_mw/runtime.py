@@ -104,6 +104,7 @@ class FluxGate:
     def _flusher(self) -> BackgroundFlusher:
         """The one in the background; most web workers run none, and import nothing of it."""
         make = load("fluxgate_mw.background:BackgroundFlusher", extra="all", needed_for="FLUXGATE_FLUSHER=background")
+        guarded("flusher", open_store, self.settings.effective_store_url)  # imports what the thread will need
         flusher: BackgroundFlusher = make(partial(opened_flusher, self.settings))
         return flusher
 

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,7 @@ class Connections:
         self._limit = limit
         self._limiter: CapacityLimiter | None = None
         self._idle: list[sqlite3.Connection] = []
+        weakref.finalize(self, _close_all, self._idle)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -78,7 +80,8 @@ class Connections:
         """Close the idle connections now and the borrowed ones when they are given back. Idempotent."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
+            idle = self._idle.copy()
+            self._idle.clear()
         for connection in idle:
             await run_sync(connection.close)
 
@@ -88,6 +91,12 @@ class Connections:
                 self._idle.append(connection)
                 return
         connection.close()
+
+
+def _close_all(connections: list[sqlite3.Connection]) -> None:
+    """Close what nobody closed: a store that a mounted dashboard reads from lives as long as its application."""
+    while connections:
+        connections.pop().close()
 
 
 def open_connection(path: Path) -> sqlite3.Connection:

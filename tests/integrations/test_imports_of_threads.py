@@ -12,7 +12,7 @@ import pytest
 from tests.calls.mocks import CHAT
 
 CALLS = """
-import json, sys, threading
+import json, sys, threading, time
 
 class Noting:
     found = []
@@ -30,6 +30,12 @@ with context(user="u", feature="f", cost_override={"input_cost_per_1m_tokens": 1
     client.chat.completions.create(model="gpt-4o-mini", messages=[])
 client.chat.completions.create(model="gpt-4o-mini", messages=[])
 assert fg.flush(10)
+def waits():
+    flusher = fg.statistics().flusher
+    return fg.settings.flusher == "background" and (flusher is None or flusher.stored < 2)
+
+while waits():
+    time.sleep(0.01)
 assert fg.stop()
 assert fg.statistics().emitted == 2, fg.statistics()
 print(json.dumps(Noting.found))
@@ -50,6 +56,11 @@ def imported(**settings: str) -> str:
 def test_with_a_spool(tmp_path):
     """Prices, event ids, packs and files need no further module."""
     assert imported(FLUXGATE_DATA_DIR=str(tmp_path)) == "[]"
+
+
+def test_with_a_flusher_in_the_background(tmp_path):
+    """Nor does storing."""
+    assert imported(FLUXGATE_DATA_DIR=str(tmp_path), FLUXGATE_FLUSHER="background") == "[]"
 
 
 @pytest.mark.redis

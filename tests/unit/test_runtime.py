@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 import sqlite3
 import time
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing
 
 import openai
 import pytest
@@ -21,15 +20,6 @@ from fluxgate_mw.testing import capture_events
 
 def original():
     return openai.OpenAI.__mro__[1].__dict__["request"]
-
-
-@contextmanager
-def closing_store(fg):
-    """The mounted pages keep their store open for as long as the process lives."""
-    try:
-        yield fg
-    finally:
-        asyncio.run(fg.store.aclose())
 
 
 def wait_for(condition, timeout_s=10.0):
@@ -140,7 +130,7 @@ def test_mounting_the_dashboard_flushes_in_the_background(tmp_path):
     fg = FluxGate()
     app = Starlette(lifespan=fg.lifespan)
     app.mount("/costs", fg.dashboard(public=True))
-    with closing_store(fg), TestClient(app) as client:
+    with TestClient(app) as client:
         fg.record(UsageEvent(feature="mounted-feature"))
         wait_for(lambda: stored(tmp_path) == [("mounted-feature", None)])
         assert "mounted-feature" in client.get("/costs/requests").text
@@ -151,7 +141,7 @@ def test_a_mounted_dashboard_has_the_figures_of_its_process(tmp_path):
     fg = FluxGate(instrument=False)
     app = Starlette(lifespan=fg.lifespan)
     app.mount("/costs", fg.dashboard(public=True))
-    with closing_store(fg), TestClient(app, client=("127.0.0.1", 1)) as client:
+    with TestClient(app, client=("127.0.0.1", 1)) as client:
         fg.record(UsageEvent())
         assert fg.flush(5)
         lines = client.get("/costs/metrics").text.splitlines()
@@ -168,10 +158,9 @@ def test_the_dashboard_needs_to_know_who_may_look():
     """Names and e-mails are shown to nobody by default; the settings' token lets its holder in."""
     with pytest.raises(ConfigurationError):
         FluxGate().dashboard()
-    with closing_store(FluxGate(dashboard_token="secret")) as fg:
-        client = TestClient(fg.dashboard())
-        assert client.get("/").status_code == 401
-        assert client.get("/", headers={"Authorization": "Bearer secret"}).status_code == 200
+    client = TestClient(FluxGate(dashboard_token="secret").dashboard())
+    assert client.get("/").status_code == 401
+    assert client.get("/", headers={"Authorization": "Bearer secret"}).status_code == 200
 
 
 def test_lifespan_with_a_users_own():
