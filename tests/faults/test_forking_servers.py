@@ -31,7 +31,7 @@ GUNICORN = [sys.executable, "-m", "gunicorn", APP, "--preload", "--workers", "2"
 UWSGI = [f"{Path(sys.executable).parent}/uwsgi", "--module", APP, "--http-socket", "127.0.0.1:{port}"]
 UWSGI += ["--need-app"]
 MASTER = ["--master", "--processes", "2", "--hook-master-start", "unix_signal:15 gracefully_kill_them_all"]
-"""Gracefully: with `--die-on-term` uWSGI skips the exit hooks of a worker that SIGTERM meets in a request."""
+"""Gracefully: with `--die-on-term` uWSGI may end a worker in the middle of a request, without its exit hooks."""
 GOOD_ENDS = (0, 30)
 """uWSGI ends with 30 where it has no master."""
 
