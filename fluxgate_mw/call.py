@@ -228,6 +228,8 @@ class Call(msgspec.Struct, eq=False, weakref=True):
     ) -> pricing.Price:
         if outcome.unpriced_reason is not None:
             return pricing.Price(None, None, outcome.unpriced_reason)
+        if outcome.fee is not None and rates is None:
+            return pricing.Price(None, None, f"the call used {outcome.fee}, which is billed beside its tokens")
         price = _NO_MODEL
         for model in (outcome.response_model, self.model):
             if not model:

@@ -34,7 +34,7 @@ _TYPED_ENDS: Final = ("response.completed", "response.incomplete", "response.fai
 _BILLED_PER_CALL: Final = frozenset(
     {"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "shell_call"}
 )
-"""Source: https://platform.openai.com/docs/pricing, "Built-in tools" (read 2026-11)."""
+"""Source: OpenAI's price list, "Built-in tools": searches by the call, containers by the session."""
 
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -168,21 +168,28 @@ class Answer:
         for event in split_events(body + b"\n\n")[0]:
             self.read_event(event)
 
-    def read_event(self, event: bytes) -> bool:
-        """Read one server-sent event; return whether it brings usage and nothing else."""
+    def read_event(self, event: bytes, *, torn: bool = False) -> bool:
+        """Read one server-sent event; return whether it brings usage and nothing else.
+
+        Args:
+            event: With its blank line.
+            torn: The body ended in it, before that line: the client passes it over.
+        """
         if self.response_id is not None and self.texts is None and (text := plain_delta(event)) != NOT_PLAIN:
             self.delivered_bytes += text
             return False
         data = event_data(event)
         if data is None:
             return False
-        if data == b"[DONE]":
+        if data.startswith(b"[DONE]"):
             self.ended = True
             return False
         try:
-            decoded: _Event | None = _decode_event(data)
+            decoded: _Event | None = _decode_event(data if data.isascii() else data.decode())
         except _UNREADABLE:
             decoded = _tolerated(data, _Event)
+            if decoded is None and not torn:
+                self._refuse(data)
         if decoded is None:
             return False
         if decoded.response is not None or isinstance(decoded.type, str):
@@ -193,6 +200,15 @@ class Answer:
         self._take(decoded)
         self._take_deltas(decoded.choices or ())
         return decoded.choices == [] and isinstance(decoded.usage, dict)
+
+    def _refuse(self, data: bytes) -> None:
+        """Take note of an event over which the client raises: one that is no JSON."""
+        try:
+            msgspec.json.decode(data.decode())
+        except UnicodeDecodeError as error:
+            self._fail({"type": type(error).__name__})
+        except _UNREADABLE:
+            self._fail({"type": "JSONDecodeError"})
 
     def _take_deltas(self, choices: Iterable[_Delta]) -> None:
         for choice in choices:

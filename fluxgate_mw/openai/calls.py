@@ -84,6 +84,11 @@ class OpenAICall(Call, eq=False):
     _ending: _Ending | None = None
     _prompt: Sequence[str] | None = None
 
+    def capture(self) -> None:
+        """Keep what is asked, as it is now: the caller may change it later."""
+        self._asked = asked_content(self.body)
+        self.size_bytes += len(self._asked or b"")
+
     def answered(self, result: object) -> bool:
         """The client returned: end the call, or follow the body that is still to be read. Always True."""
         response = self.response or getattr(result, "http_response", getattr(result, "response", result))
@@ -165,7 +170,8 @@ class OpenAICall(Call, eq=False):
             retries=self.retries,
             usage=usage,
             usage_source="provider" if reported else "estimated" if usage else "none",
-            unpriced_reason=self._unpriced_reason(answer),
+            unpriced_reason=self._unpriced_reason(reported),
+            fee=self._charged(answer),
             reported_nanos=nanos,
             asked=self._asked,
             answered=self._answered_content(content, answer),
@@ -232,14 +238,15 @@ class OpenAICall(Call, eq=False):
         delivered = estimate_tokens(answer.delivered_bytes) if answer.texts is None else tokens_in(answer.texts, model)
         return TokenUsage(tokens_in(prompt, model), delivered)
 
-    def _unpriced_reason(self, answer: Answer) -> str | None:
-        reported, fee = answer.usage, answer.fee or self._fee
-        if fee is None and self.provider in _OPENAIS and any(kind in (answer.model or "") for kind in _SEARCHES):
-            fee = "web search"
-        if fee is not None:
-            return f"the call used {fee}, which is billed per call beside its tokens"
+    def _unpriced_reason(self, reported: TokenUsage | None) -> str | None:
         partial = reported is not None and None in (reported.input_tokens, reported.output_tokens)
         return "the usage is incomplete" if partial and self.operation in _COUNTS_BOTH else None
+
+    def _charged(self, answer: Answer) -> str | None:
+        """Return what is billed beside the tokens."""
+        if self.provider in _OPENAIS and any(kind in (answer.model or "") for kind in _SEARCHES):
+            return "web search"
+        return answer.fee or self._fee
 
     def _answered_content(self, content: bytes | None, answer: Answer) -> Any:
         if not self.recorder.settings.capture_content:
@@ -263,9 +270,6 @@ class OpenAICall(Call, eq=False):
         body, self.body, self.options = self.body, _NO_BODY, None
         self._asked_tier = body.get("service_tier")
         self._fee = _fee_of(body)
-        if self.recorder.settings.capture_content:
-            self._asked = asked_content(body)
-            self.size_bytes += len(self._asked or b"")
 
 
 def _fee_of(body: Mapping[str, Any]) -> str | None:

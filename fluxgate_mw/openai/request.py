@@ -71,6 +71,8 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
         base_url=client.base_url,
         azure="_azure_endpoint" in client.__dict__,
     )
+    if chosen.settings.capture_content:
+        call.capture()
     if operation == "batch":
         diagnostics.note("not_covered_batch_results", "a batch was created; what its requests use is not recorded")
     if stream and asks_for_usage(call.provider_name(), path, _api_version(client)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["NOT_PLAIN", "event_data", "plain_delta", "plain_span", "split_events", "without_null_usage"]
+__all__ = ["NOT_PLAIN", "event_data", "is_text", "plain_delta", "plain_span", "split_events", "without_null_usage"]
 
 NOT_PLAIN: Final = -1
 
@@ -45,6 +45,17 @@ def event_data(event: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
+def is_text(data: bytes) -> bool:
+    """Say whether these bytes are UTF-8: over others the client raises."""
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def plain_delta(event: bytes) -> int:
     r"""Return the bytes of text that one event delivers, where it brings nothing else of interest.
 
@@ -63,7 +74,7 @@ def plain_delta(event: bytes) -> int:
 
 def plain_span(event: bytes) -> tuple[int, int] | None:
     """Return where the text of a plain event starts and ends; None where `plain_delta` knows nothing."""
-    if b"\\" in event:
+    if b"\\" in event or not is_text(event):
         return None
     start = event.find(_CHAT_TEXT)
     if start >= 0:

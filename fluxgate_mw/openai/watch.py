@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.openai.answer import Answer
-from fluxgate_mw.openai.sse import plain_span, split_events, without_null_usage
+from fluxgate_mw.openai.sse import is_text, plain_span, split_events, without_null_usage
 from fluxgate_mw.recorder import guarded
 
 __all__ = ["Watch", "watch"]
@@ -24,6 +24,10 @@ MOST_HELD_BYTES: Final = 8 * 1024 * 1024
 """An event or a JSON answer larger than this passes unread; its call ends with what is known."""
 
 End = Callable[[Answer, "BaseException | None", bool], None]
+
+
+def _nobody(_answer: Answer, _error: BaseException | None, _exhausted: bool) -> None:  # noqa: FBT001
+    """Be told of no end."""
 
 
 class Watch:
@@ -101,7 +105,7 @@ class Watch:
         if held.lstrip()[:1] == b"{":
             guarded("openai_stream", self.answer.read_whole, held)
         elif held:
-            guarded("openai_stream", self.answer.read_event, held)
+            guarded("openai_stream", self.answer.read_event, held, torn=True)
         return held if self._hide_usage else b""
 
     def finish(self, error: BaseException | None = None, *, exhausted: bool = False) -> None:
@@ -110,6 +114,10 @@ class Watch:
             self.done = True
             self._held, self._body = b"", bytearray()
             guarded("openai_stream", self._end, self.answer, error, exhausted)
+
+    def leave(self) -> None:
+        """Tell nobody of the end."""
+        self._end = _nobody
 
     def _pass_plain(self, chunk: bytes) -> bytes | None:
         """Return what the caller gets of a chunk that is one event with nothing to see but its text, else None.
@@ -120,7 +128,7 @@ class Watch:
         size = len(chunk) - len(before) - len(after)
         if before and size >= 0 and chunk.startswith(before) and chunk.endswith(after):
             text = chunk[len(before) : len(before) + size]
-            if b'"' not in text and b"\\" not in text and b"\n" not in text and b"\r" not in text:
+            if b'"' not in text and b"\\" not in text and b"\n" not in text and b"\r" not in text and is_text(text):
                 self.answer.delivered_bytes += size
                 return chunk if shown is None else before + text + shown
         answer = self.answer
@@ -155,10 +163,9 @@ _watched: dict[int, tuple[weakref.ref[Any], Watch]] = {}
 
 
 def _leave_to_parent() -> None:
-    """Let a forked child end no call of its parent's; what it reads on of them is read as ever."""
+    """Let a forked child end no call of its parent's; it reads of their streams what it would read without us."""
     for _, watch in _watched.values():
-        watch.done = True
-    _watched.clear()
+        watch.leave()
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from openai import Stream
 
 from fluxgate_mw import FluxGate, FluxGateError
 from fluxgate_mw.event import decode_event, encode_event
@@ -43,6 +44,18 @@ def test_a_streams_texts_are_kept():
     FluxGate(capture_content=True)
     event = _event(lambda r: streamed(chat_events("Hel", 'lo "', "\n!")), stream=True)
     assert event.output_content == 'Hello "\n!'
+
+
+def test_what_the_caller_changes_later_is_not_kept():
+    """A prompt is kept as it was sent, though its stream ends later; by the client's low-level method, too."""
+    FluxGate(capture_content=True)
+    body = {**CREATE, "messages": [{"role": "user", "content": "first"}], "stream": True}
+    with capture_events() as events:
+        client = sync_client(lambda r: streamed(chat_events("Hi")))
+        stream = client.post("/chat/completions", body=body, cast_to=object, stream=True, stream_cls=Stream[object])
+        body["messages"][0]["content"] = "second"
+        list(stream)
+    assert json.loads(events[0].input_content) == {"messages": [{"role": "user", "content": "first"}]}
 
 
 def test_redact_sees_every_text_before_it_is_kept():

@@ -7,7 +7,7 @@ import json
 import openai
 import pytest
 
-from fluxgate_mw import FluxGate
+from fluxgate_mw import FluxGate, context
 from tests.calls.clients import ASKED, SSE, Asked, Reply, Wire, chunk, completion, finish, recorded, sse, typed
 from tests.calls.service import Service, answer, sync_client
 
@@ -74,7 +74,16 @@ def test_a_tool_that_is_billed_per_call_is_not_silently_free(kind, stream):
     with recorded() as events:
         asked.plain(Wire(reply))
     assert (events[0].input_tokens, events[0].cost_nanos) == (12, None)
-    assert events[0].unpriced_reason == f"the call used {kind}, which is billed per call beside its tokens"
+    assert events[0].unpriced_reason == f"the call used {kind}, which is billed beside its tokens"
+
+
+def test_who_has_rates_of_his_own_has_a_cost_all_the_same():
+    """He who names his prices knows what is in them."""
+    asked = Asked("responses", {"model": "gpt-4o-mini", "input": "hi"})
+    rates = {"input_cost_per_1m_tokens": 1, "output_cost_per_1m_tokens": 2}
+    with recorded() as events, context(cost_override=rates):
+        asked.plain(Wire(Reply(json.dumps(response("web_search_call")).encode())))
+    assert (events[0].cost_nanos, events[0].unpriced_reason) == (18_000, None)
 
 
 def test_a_call_without_such_a_tool_has_its_cost():
@@ -94,7 +103,7 @@ def test_a_chat_that_searches_is_not_silently_free(model, options):
     with recorded() as events:
         asked.plain(Wire(Reply(json.dumps(completion(model=model)).encode())))
     assert (events[0].input_tokens, events[0].cost_nanos) == (12, None)
-    assert "billed per call" in events[0].unpriced_reason
+    assert "billed beside its tokens" in events[0].unpriced_reason
 
 
 def test_an_answer_that_strict_validation_refuses_keeps_its_usage():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from fluxgate_mw import FluxGate
 from fluxgate_mw.buffer.pack import unpack
 from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.event import decode_event
-from tests.calls.clients import ASKED, SSE, Reply, Wire
-from tests.calls.streaming import AS_ASKED
+from tests.calls.clients import ASKED, SSE, Reply, Wire, dumped
+from tests.calls.streaming import AS_ASKED, STREAM, WITHOUT
 
 PARTS = [part + b"\n\n" for part in AS_ASKED.split(b"\n\n") if part]
 
@@ -43,3 +44,19 @@ def test_a_stream_open_at_a_fork_is_one_event(tmp_path, read_on):
         assert len(list(chunks)) == 5
         assert fg.flush(5)
     assert [event.status for event in kept(tmp_path)] == ["SUCCESS"]
+
+
+def test_a_forked_child_reads_what_it_would_read_without_us(tmp_path):
+    """Who reads a stream that was opened before the fork reads the same chunks."""
+    without = STREAM.plain(Wire(Reply(WITHOUT, headers=SSE)))
+    with FluxGate(spool_dir=tmp_path / "spool"):
+        stream = Wire(Reply(AS_ASKED, headers=SSE)).client().chat.completions.create(**ASKED, stream=True)
+        child = os.fork()
+        if child == 0:
+            try:
+                (tmp_path / "got").write_text(json.dumps([dumped(each) for each in stream]))
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        stream.close()
+    assert json.loads((tmp_path / "got").read_text()) == without
