@@ -44,8 +44,9 @@ LOST_WHILE_FROZEN_S = 0.6
 """The same while a stream that just froze is given up."""
 SCHEDULING_S = 0.25
 """What a crowded machine adds to both."""
-ROOM_IS_SEEN_S = 0.5
-"""How long after a full disk has room again events may still wait in memory: a pause of the delivery, and a drain."""
+ROOM_IS_SEEN_S = 0.25 + LOST_WHILE_FROZEN_S + SCHEDULING_S
+"""How long after a full disk has room again events may still wait in memory: a pause of the delivery, and a drain whose
+stream is given up first where it froze meanwhile."""
 DISK = "64m"
 MOST_TIMES_LONGER = 4
 
@@ -296,7 +297,8 @@ class Chaos:
 
     def _fill_disk(self) -> None:
         """Leave no room on the spool's disk: where the server takes nothing either, events wait in memory."""
-        self.disk_filled_at = time.time()
+        now = time.time()
+        self.disk_filled_at = self._in_memory_since(now) or now
         with (self.folder / "spool" / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
             while True:
                 ballast.write(bytes(65_536))
