@@ -6,12 +6,29 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fluxgate_mw import FluxGate, ambient, diagnostics, uninstrument_openai
 from fluxgate_mw.recorder import set_default
 from tests.servers import RedisServer, valkey_binary
+
+NO_BROWSER = pytest.StashKey[bool]()
+"""Whether browser tests were left out for want of a browser."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear of it from a worker of `pytest -n`."""
+    if getattr(node, "workeroutput", {}).get("no_browser"):
+        node.config.stash[NO_BROWSER] = True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out."""
+    if config.stash.get(NO_BROWSER, False):
+        terminalreporter.write_line("NOT RUN: browser (no chromium)", yellow=True)
 
 
 @pytest.fixture

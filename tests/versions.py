@@ -72,12 +72,20 @@ def _of(folder: str, *names: str) -> tuple[str, ...]:
 OF_ASGI: Final = _of("integrations", "starlette", "fastapi", "litestar", "quart", "isolation", "places", "asgi_servers")
 OF_WSGI: Final = _of("integrations", "flask", "django", "bottle_pyramid", "falcon", "jobs", "greenlets", "bare_servers")
 OVERLAPPING: Final = "test_overlapping_requests_of_a_real_server_keep_their_own_user_and_route"
+_OLDEST_UVICORN: Final = "the oldest uvicorn imports what the newest websockets calls so"
+OF_EVERY_CALL: Final = _of("calls", "coverage", "streams", "stream_ends", "errors")
 PLAIN: Final = _of("unit", "asgi", "wsgi", "frames", "resolvers")
 
 ENVIRONMENTS: Final = (
     Environment(
         "newest Python",
-        (*OF_ASGI, *OF_WSGI, "tests/unit", "tests/contract", "tests/calls"),
+        (
+            *OF_ASGI,
+            *OF_WSGI,
+            "tests/unit",
+            "tests/contract",
+            *_of("calls", "coverage", "streams", "stream_ends", "errors"),
+        ),
         packages=(
             *WITH_ASGI,
             *WITH_WSGI,
@@ -97,6 +105,10 @@ ENVIRONMENTS: Final = (
         packages=(*WITH_ASGI, *CLIENT),
         oldest=(*RUN_TIME, *WITH_ASGI),
         pinned=("flask==3.0.0",),  # the first that Quart can stand on
+        tolerated={
+            "ignore:websockets.legacy is deprecated:DeprecationWarning": _OLDEST_UVICORN,
+            "ignore:websockets.server.WebSocketServerProtocol is deprecated:DeprecationWarning": _OLDEST_UVICORN,
+        },
         lacking={f"{OF_ASGI[-1]}::{OVERLAPPING}[FastAPI-on-gunicorn-asgi]": "gunicorn 22 has no such worker"},
     ),
     Environment(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import NO_BROWSER
+
 CHROMIUM = Path("/usr/bin/chromium")
-_LEFT_OUT = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -16,12 +17,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     ours = [item for item in items if item.get_closest_marker("browser")]
     if ours:
-        config.stash[_LEFT_OUT] = True
+        config.stash[NO_BROWSER] = True
+        getattr(config, "workeroutput", {})["no_browser"] = True
         config.hook.pytest_deselected(items=ours)
         items[:] = [item for item in items if item not in ours]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say what was left out."""
-    if config.stash.get(_LEFT_OUT, False):
-        terminalreporter.write_line("NOT RUN: browser (no chromium)", yellow=True)
