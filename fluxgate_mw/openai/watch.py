@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import copyreg
 import os
+import re
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.openai.answer import Answer
-from fluxgate_mw.openai.sse import is_text, plain_span, split_events, without_null_usage
+from fluxgate_mw.openai.sse import plain_span, split_events, without_null_usage
 from fluxgate_mw.recorder import guarded
 
 __all__ = ["Watch", "watch"]
 
 MOST_HELD_BYTES: Final = 8 * 1024 * 1024
 """An event or a JSON answer larger than this passes unread; its call ends with what is known."""
+
+_is_plain: Final = re.compile(rb'[^"\\\n\r\x80-\xff]*').fullmatch
+"""Of a part of a chunk: it is a text with nothing in it that could end it or that could be no text."""
+
+_Shape = tuple[bytes, bytes, int, int, "bytes | None"]
+"""What is before and after the text of an event, how long both are, and what the caller gets after it, where that
+differs."""
 
 End = Callable[[Answer, "BaseException | None", bool], None]
 
@@ -48,9 +56,9 @@ class Watch:
         "_body",
         "_end",
         "_first",
-        "_frame",
         "_held",
         "_hide_usage",
+        "_shape",
         "_sse",
         "answer",
         "done",
@@ -68,7 +76,7 @@ class Watch:
         self._held = b""
         self._body = bytearray()
         self._blind = False
-        self._frame: tuple[bytes, bytes, bytes | None] = (b"", b"", None)
+        self._shape: _Shape | None = None
         self.answer = Answer(keep_texts=keep_texts)
         self.done = False
         self.inside = False
@@ -76,12 +84,18 @@ class Watch:
 
     def feed(self, chunk: bytes) -> bytes:
         """Read a chunk and return what of it the caller gets now."""
+        shape, held = self._shape, self._held
+        if shape is not None and not held:
+            before, after, start, tail, shown = shape
+            end = len(chunk) - tail
+            if end >= start and chunk.startswith(before) and chunk.endswith(after) and _is_plain(chunk, start, end):
+                self.answer.delivered_bytes += end - start
+                return chunk if shown is None else chunk[:end] + shown
         if self._blind:
             return chunk
         if not self.seen:
             self.seen = True
             self._first()
-        held = self._held
         if not held and (passed := self._pass_plain(chunk)) is not None:
             return passed
         if len(held) + len(self._body) + len(chunk) > MOST_HELD_BYTES:
@@ -90,7 +104,7 @@ class Watch:
         else:
             passed = guarded("openai_stream", self._read, chunk)
         if passed is None:
-            self._held, self._body, self._blind = b"", bytearray(), True
+            self._held, self._body, self._blind, self._shape = b"", bytearray(), True, None
             return held + chunk if self._hide_usage else chunk
         return passed
 
@@ -124,13 +138,6 @@ class Watch:
 
         Such events differ in their text only: what is before and after it is remembered, and not looked at again.
         """
-        before, after, shown = self._frame
-        size = len(chunk) - len(before) - len(after)
-        if before and size >= 0 and chunk.startswith(before) and chunk.endswith(after):
-            text = chunk[len(before) : len(before) + size]
-            if b'"' not in text and b"\\" not in text and b"\n" not in text and b"\r" not in text and is_text(text):
-                self.answer.delivered_bytes += size
-                return chunk if shown is None else before + text + shown
         answer = self.answer
         if answer.response_id is None or answer.texts is not None or chunk.find(b"\n\n") != len(chunk) - 2:
             return None
@@ -142,7 +149,7 @@ class Watch:
         passed = without_null_usage(chunk) if self._hide_usage else chunk
         intact = len(passed) == len(chunk)
         if intact or passed.startswith(chunk[:end]):
-            self._frame = (chunk[:start], chunk[end:], None if intact else passed[end:])
+            self._shape = chunk[:start], chunk[end:], start, len(chunk) - end, None if intact else passed[end:]
         return passed
 
     def _read(self, chunk: bytes) -> bytes:
