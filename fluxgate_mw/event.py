@@ -80,14 +80,15 @@ def new_event_id(at_s: float | None = None) -> str:
         at_s: The Unix seconds that it tells; None = now.
 
     The bits come from a generator of our own, seeded by the operating system, in a forked child again, and not by
-    what the application seeds: an id is unique, not a secret.
+    what the application seeds: an id is unique, not a secret. The process's number is mixed in, for uWSGI forks without
+    Python's hooks: two workers with one generator's state still make no id twice.
 
     Concurrency: any thread, a signal handler, before and after fork.
 
     Source: RFC 9562 section 5.7.
     """
     milliseconds = int((time.time() if at_s is None else at_s) * 1000) & 0xFFFF_FFFF_FFFF
-    bits = _random.getrandbits(80)
+    bits = _random.getrandbits(80) ^ os.getpid()
     text = f"{milliseconds << 80 | bits & _RANDOM_BITS | _VERSION_7:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 

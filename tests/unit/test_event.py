@@ -70,3 +70,17 @@ def test_unknown_money_stays_unknown():
     assert usd(None) is None
     assert str(usd(1)) == "1E-9"
     assert usd(0) == 0
+
+
+def test_processes_that_fork_unseen_make_no_id_twice():
+    """A fork that Python hears nothing of, as uWSGI's, copies the generator, and not the ids."""
+    script = (
+        "import ctypes, os\n"
+        "from fluxgate_mw.event import new_event_id\n"
+        "child = ctypes.PyDLL(None).fork()\n"
+        "os.waitpid(child, 0) if child else None\n"
+        "os.write(1, (new_event_id(1.0) + '\\n').encode())\n"
+        "os._exit(0)\n"
+    )
+    made = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
+    assert len(made) == len(set(made)) == 2
