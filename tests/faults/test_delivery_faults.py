@@ -389,7 +389,15 @@ async def test_two_flushers_that_claim_from_each_other_under_a_slow_store_store_
 
     taskiq-python/taskiq-redis#101, redis/redis#13956, celery/celery#5935.
     """
-    stream, path = MemoryStream(), tmp_path / "store.sqlite3"
+    for turn in range(10):
+        if await _claimed_from_each_other(tmp_path / f"{turn}.sqlite3"):
+            return
+    raise AssertionError("no entry was ever committed twice")
+
+
+async def _claimed_from_each_other(path) -> bool:
+    """Let two flushers do so; return whether an entry was committed by both, which is a matter of chance."""
+    stream = MemoryStream()
     await append_numbered(MemoryBuffer(stream), range(120), per_entry=5)
     stores = [SlowStore(path), SlowStore(path)]
     options = {"claim_min_idle_s": 0.02, "max_deliveries": 1000, "batch_entries": 6}
@@ -405,10 +413,10 @@ async def test_two_flushers_that_claim_from_each_other_under_a_slow_store_store_
     figures = [flusher.statistics() for flusher in flushers]
     assert stored_numbers(path) == list(range(120))
     assert sum(figure.stored for figure in figures) == 120
-    assert sum(figure.duplicates for figure in figures) > 0
     assert not stream.dead
     for store in stores:
         await store.aclose()
+    return any(figure.duplicates for figure in figures)
 
 
 @pytest.mark.anyio
