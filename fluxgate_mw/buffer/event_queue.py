@@ -76,16 +76,17 @@ class EventQueue:
 
         False where only so many events were made: let others run, and go on.
         """
-        left, batch, popleft = _MADE_AT_ONCE, self._batch, self._waiting.popleft
-        while self._waiting and len(batch) < _PACK_EVENTS and self._packed_bytes < _PACK_BYTES:
+        left, batch, waiting = _MADE_AT_ONCE, self._batch, self._waiting
+        while waiting and len(batch) < _PACK_EVENTS and self._packed_bytes < _PACK_BYTES:
             if not left:
                 return False
-            queued_at, size, event = popleft()
+            queued_at, size, event = waiting[0]  # where it stays if the process is interrupted over making it
             if not isinstance(event, bytes):
                 left -= 1
                 event = self._encode(event)
                 self._bytes_out += size - len(event)
                 size = len(event)
+            waiting.popleft()
             batch.append((queued_at, size, event))
             self._packed_bytes += len(event)
         return True

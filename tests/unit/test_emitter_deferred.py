@@ -157,3 +157,26 @@ def test_what_is_made_and_waits_on_counts_as_what_it_is_now(make, folder):
     assert emitter.flush(5)
     assert spooled_numbers(folder) == [0, 1]
     assert emitter.statistics().queued_bytes == 0
+
+
+def test_an_interruption_over_making_one_loses_none(make, folder):
+    """Ctrl-C in the middle of the last delivery leaves the event where it waited."""
+
+    class Interrupted(Later):
+        def made(self) -> UsageEvent:
+            """Be interrupted the first time."""
+            if self.thread is None:
+                self.thread = threading.get_ident()
+                raise KeyboardInterrupt
+            return super().made()
+
+    emitter = make(interval_s=5)
+    emitter._delivery.asleep = False
+    for pending in (Later(0), Interrupted(1), Later(2)):
+        emitter.defer(pending)
+    with pytest.raises(KeyboardInterrupt):
+        emitter._delivery.spill()
+    assert_conserved(emitter.statistics(), 3)
+    emitter._delivery.spill()
+    assert_conserved(emitter.statistics(), 3)
+    assert spooled_numbers(folder) == [0, 1, 2]
