@@ -34,12 +34,15 @@ class _Reading(msgspec.Struct, eq=False):
     attempt: int
     offset: int
     data: bytes
-    exhausted: bool = False
     given: dict[str, tuple[Entry, float]] = msgspec.field(default_factory=dict)
 
     @property
     def careful(self) -> bool:
         return self.attempt >= _CAREFUL_FROM
+
+    @property
+    def done(self) -> bool:
+        return not self.given and self.offset >= len(self.data)
 
     def name(self, attempt: int, offset: int) -> Path:
         return self.path.with_name(f"{self.base}.{attempt}.{offset}{SEALED}")
@@ -162,13 +165,15 @@ class SpoolReader:
             file.write(reading.data[start:end])
 
     def _end(self, reading: _Reading) -> None:
-        reading.exhausted, reading.data, self._current = True, b"", None
+        reading.data, self._current = b"", None
         self._forget_if_done(reading)
 
     def _forget_if_done(self, reading: _Reading) -> None:
-        if reading.exhausted and not reading.given:
+        if reading.done:
             reading.path.unlink(missing_ok=True)
             del self._readings[reading.base]
+            if self._current is reading:
+                self._current = None
 
     def reclaim(self, min_idle_s: float, max_entries: int) -> list[Entry]:
         """Return entries that this reader gave out so long ago, again and with their count raised."""

@@ -264,7 +264,7 @@ def full_disk(program: Program) -> None:
     assert_conserved(emitter.statistics(), 2001)
     wait_until(lambda: _count(store) == 2001, 30)
     flusher.terminate()
-    assert flusher.wait(10) == 0
+    assert flusher.wait(30) == 0
     assert not list(program.folder.glob("*.bad"))
     say(stored_numbers(store) == list(range(2001)))
 

@@ -194,7 +194,7 @@ def test_a_server_that_forgets_costs_what_was_in_it_and_nothing_else(delivery, f
     assert lost <= held
     assert held == set(range(100, 200))
     flusher.terminate()
-    assert flusher.wait(10) == 0
+    assert flusher.wait(30) == 0
 
 
 def test_a_server_frozen_for_half_a_minute_delays_and_loses_nothing(delivery):
@@ -218,7 +218,7 @@ def test_a_server_frozen_for_half_a_minute_delays_and_loses_nothing(delivery):
         assert_conserved(fg.statistics(), number)
         wait_until(lambda: delivery.has(range(number)), 40)
     flusher.terminate()
-    assert flusher.wait(10) == 0
+    assert flusher.wait(30) == 0
 
 
 def test_a_server_out_of_memory_is_drained_while_the_spool_takes_over(delivery):
@@ -279,7 +279,7 @@ def test_a_store_down_for_longer_than_its_own_patience_gets_everything(delivery)
     assert delivery.stored() == list(range(1100))
     assert say(server, "XLEN", f"{STREAM}:dead") == 0
     flusher.terminate()
-    assert flusher.wait(10) == 0
+    assert flusher.wait(30) == 0
 
 
 @pytest.mark.parametrize("command", [("flush",), ("serve", "--port", "0")])
@@ -349,7 +349,7 @@ def test_between_machines_the_apps_spool_comes_through_the_server(machines):
     assert far.stored() == list(range(200))
     assert not app.store.exists()
     flusher.terminate()
-    assert flusher.wait(10) == 0
+    assert flusher.wait(30) == 0
 
 
 def test_what_a_dead_app_left_on_its_disk_is_brought_by_the_next(machines):
@@ -369,7 +369,7 @@ def test_what_a_dead_app_left_on_its_disk_is_brought_by_the_next(machines):
         wait_until(lambda: not list((app.folder / "spool").glob("*.[so][ep]*")), 30)
     wait_until(lambda: far.has(range(400)), 30)
     flusher.terminate()
-    assert flusher.wait(10) == 0
+    assert flusher.wait(30) == 0
     stored = far.stored()
     assert stored == list(range(len(stored)))
 

@@ -20,6 +20,7 @@ from tests.buffers import wait_until
 from tests.faults.test_emitter_faults import ROOT, arrived
 from tests.flushing import stored_numbers
 from tests.forking_app import BEFORE_THE_FORK
+from tests.forking_gunicorn import READY
 from tests.servers import free_port
 
 pytestmark = [pytest.mark.faults, pytest.mark.redis, pytest.mark.timeout(120)]
@@ -28,9 +29,11 @@ LATE_S = "30"
 FIRST, REQUESTS = 100, 40
 APP = "tests.forking_app:app"
 GUNICORN = [sys.executable, "-m", "gunicorn", APP, "--preload", "--workers", "2", "--bind", "127.0.0.1:{port}"]
+GUNICORN += ["--config", "python:tests.forking_gunicorn"]
 UWSGI = [f"{Path(sys.executable).parent}/uwsgi", "--module", APP, "--http-socket", "127.0.0.1:{port}"]
-UWSGI += ["--need-app"]
+UWSGI += ["--need-app", "--hook-accepting", f"print:{READY}"]
 MASTER = ["--master", "--processes", "2", "--hook-master-start", "unix_signal:15 gracefully_kill_them_all"]
+MASTER += ["--hook-master-start", f"print:{READY}"]
 """Gracefully: with `--die-on-term` uWSGI may end a worker in the middle of a request, without its exit hooks."""
 GOOD_ENDS = (0, 30)
 """uWSGI ends with 30 where it has no master."""
@@ -44,6 +47,12 @@ SERVERS = {
     "uwsgi-of-one-process": [*UWSGI, "--enable-threads", "--die-on-term"],
     "uwsgi-with-its-decorators": [*UWSGI, *MASTER, "--enable-threads", "--import", "uwsgidecorators"],
 }
+
+
+def ready(process, command, log):
+    """Return whether each process of the server heeds signals, or it ended: both servers lose one that comes before."""
+    processes = 2 if "gunicorn" in command else 3 if "--master" in command else 1
+    return process.poll() is not None or log.read_text().count(f"{READY}\n") >= processes
 
 
 @pytest.fixture(params=["spool", "stream"])
@@ -106,8 +115,8 @@ def test_a_server_that_loads_before_it_forks_loses_and_doubles_nothing(run, plac
     port = free_port()
     durable = "1" if "--die-on-term" in SERVERS[server] else ""
     process = run([part.format(port=port) for part in SERVERS[server]], place, FLUXGATE_DURABLE=durable)
-    wait_until(lambda: process.poll() is not None or answer(port, FIRST), 30)
-    workers = {answer(port, number) for number in range(FIRST + 1, FIRST + REQUESTS)}
+    wait_until(lambda: ready(process, SERVERS[server], tmp_path / "log"), 30)
+    workers = {answer(port, number) for number in range(FIRST, FIRST + REQUESTS)}
     assert None not in workers
     end(process, tmp_path)
     assert sorted(arrived(*place)) == [*range(BEFORE_THE_FORK), *range(FIRST, FIRST + REQUESTS)]
@@ -123,8 +132,8 @@ def test_a_background_flusher_of_a_master_stays_out_of_its_workers_way(run, tmp_
     port, place = free_port(), (tmp_path / "spool", redis_url, stream_key)
     variables = {"FLUXGATE_FLUSHER": "background", "FLUXGATE_DATA_DIR": str(tmp_path), "FLUXGATE_DURABLE": "1"}
     process = run([part.format(port=port) for part in SERVERS[server]], place, **variables)
-    wait_until(lambda: process.poll() is not None or answer(port, FIRST), 30)
-    assert None not in {answer(port, number) for number in range(FIRST + 1, FIRST + REQUESTS)}
+    wait_until(lambda: ready(process, SERVERS[server], tmp_path / "log"), 30)
+    assert None not in {answer(port, number) for number in range(FIRST, FIRST + REQUESTS)}
     end(process, tmp_path)
     command = [sys.executable, "-m", "fluxgate_mw.cli", "flush", "--once"]
     assert run(command, place, **variables, FLUXGATE_CLAIM_MIN_IDLE_S="0.1").wait(30) == 0

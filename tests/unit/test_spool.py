@@ -128,6 +128,25 @@ def test_files_are_deleted_when_all_their_entries_are_acknowledged(folder):
     assert names(folder, ".seg") == []
 
 
+@pytest.mark.parametrize("killed_before", [0, 3], ids=["at-first", "suspect"])
+def test_what_is_acknowledged_is_gone_though_its_reader_is_killed_then(folder, killed_before):
+    """A reader that was given exactly what a segment holds, and dies before it reads on, leaves nothing to come again.
+
+    Whether the segment was read before by readers that died over it, or not.
+    """
+    spool = Spool(folder)
+    spool.append_nowait(one(0))
+    spool.seal()
+    for _ in range(killed_before):
+        doomed = Spool(folder)
+        assert len(doomed.read_nowait(1)) == 1
+        doomed.abandon()
+    reader = Spool(folder)
+    reader.ack_nowait(reader.read_nowait(1))
+    reader.abandon()
+    assert names(folder, ".seg") == []
+
+
 def test_a_reader_that_closes_leaves_no_mark(folder):
     """An orderly end is not counted against the entries: the next reader has them as the first did."""
     for _ in range(10):
