@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 
 from fluxgate_mw.buffer.lifecycle import start_thread
+from fluxgate_mw.buffer.wakeup import LOOP_FACTORY
 from fluxgate_mw.errors import FluxGateError
 from fluxgate_mw.flusher import Flusher, FlusherStatistics
 
@@ -77,7 +78,7 @@ class _Run:
     def thread(self) -> None:
         """Flush until stopped; a configuration that cannot work is logged once."""
         try:
-            anyio.run(self._flush)
+            anyio.run(self._flush, backend_options={"loop_factory": LOOP_FACTORY})
         except FluxGateError as error:
             _log.error("the background flusher cannot start: %s", error)
         finally:

@@ -22,6 +22,7 @@ from fluxgate_mw.buffer.event_queue import EventQueue
 from fluxgate_mw.buffer.lifecycle import forks_unseen, register, start_thread
 from fluxgate_mw.buffer.pack import count
 from fluxgate_mw.buffer.spool import Spool
+from fluxgate_mw.buffer.wakeup import Wakeup, run
 from fluxgate_mw.errors import BackendError, BackendUnavailable, BufferFull, ClosedError
 from fluxgate_mw.types import Buffer, Pending
 
@@ -90,7 +91,7 @@ class Delivery:
         self._flushes: deque[Flush] = deque()
         self._running = _thread.allocate_lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._woken = asyncio.Event()
+        self._woken = Wakeup()
         self._stream: Buffer | None = None
         self._probe: asyncio.Task[None] | None = None
         self._stop_at: float | None = None
@@ -181,7 +182,7 @@ class Delivery:
 
     def _run_thread(self) -> None:
         try:
-            asyncio.run(self._run())
+            run(self._run())
         except OSError as error:
             self._held_back = True
             diagnostics.note("delivery_not_started", f"usage events wait: {error.strerror}", level=_ERROR)
@@ -205,7 +206,7 @@ class Delivery:
                 self._ended()
 
     async def _run(self) -> None:
-        self._woken = asyncio.Event()
+        self._woken = Wakeup()
         self._loop = asyncio.get_running_loop()
         self._return_at = 0.0
         try:
@@ -377,14 +378,8 @@ class Delivery:
             self.asleep = False
 
     async def _wait(self, seconds: float) -> None:
-        if self._stop_at is not None:
-            return
-        timer = asyncio.get_running_loop().call_later(seconds, self._woken.set)
-        try:
-            await self._woken.wait()
-        finally:
-            timer.cancel()
-            self._woken.clear()
+        if self._stop_at is None:
+            await self._woken.wait(seconds)
 
     def _seal_due(self) -> bool:
         try:
