@@ -12,23 +12,41 @@ import pytest
 
 from fluxgate_mw import FluxGate, ambient, diagnostics, uninstrument_openai
 from fluxgate_mw.recorder import set_default
-from tests.servers import RedisServer, valkey_binary
+from tests import newest_redis
+from tests.servers import SERVER_BINARIES, RedisServer, valkey_binary
 
-NO_BROWSER = pytest.StashKey[bool]()
-"""Whether browser tests were left out for want of a browser."""
+NOT_RUN = pytest.StashKey[set[str]]()
+"""What was left out for want of something on this machine, as the summary says it."""
+
+NO_NEWEST_REDIS = f"Redis {newest_redis.VERSION.partition('.')[0]} (python -m tests.newest_redis builds one)"
+
+
+def leave_out(config: pytest.Config, items: list[pytest.Item], marker: str, what: str) -> None:
+    """Leave the tests with this marker out, which are then neither passed nor skipped; the summary names `what`."""
+    ours = [item for item in items if item.get_closest_marker(marker)]
+    if ours:
+        config.stash.setdefault(NOT_RUN, set()).add(what)
+        getattr(config, "workeroutput", {})["not_run"] = sorted(config.stash[NOT_RUN])
+        config.hook.pytest_deselected(items=ours)
+        items[:] = [item for item in items if item not in ours]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a server that has not been built."""
+    if not newest_redis.BINARY.exists():
+        leave_out(config, items, "newest_redis", NO_NEWEST_REDIS)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Hear of it from a worker of `pytest -n`."""
-    if getattr(node, "workeroutput", {}).get("no_browser"):
-        node.config.stash[NO_BROWSER] = True
+    node.config.stash.setdefault(NOT_RUN, set()).update(getattr(node, "workeroutput", {}).get("not_run", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say what was left out."""
-    if config.stash.get(NO_BROWSER, False):
-        terminalreporter.write_line("NOT RUN: browser (no chromium)", yellow=True)
+    for what in sorted(config.stash.get(NOT_RUN, ())):
+        terminalreporter.write_line(f"NOT RUN: {what}", yellow=True)
 
 
 @pytest.fixture
@@ -66,6 +84,22 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_servers(
+    redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, RedisServer]]:
+    """Every real server there is, by name: what `SERVERS` has as parameters."""
+    others = {name: path for name, path in SERVER_BINARIES.items() if path.exists()}
+    running = {
+        name: RedisServer(str(path), tmp_path_factory.mktemp(name), "--save", "") for name, path in others.items()
+    }
+    for server in running.values():
+        server.start()
+    yield {"valkey": redis_server, **running}
+    for server in running.values():
+        server.kill()
 
 
 @pytest.fixture

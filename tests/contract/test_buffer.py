@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 import pytest
 
@@ -16,29 +15,15 @@ from fluxgate_mw.errors import BackendUnavailable, BufferFull, ClosedError
 from fluxgate_mw.event import encode_event
 from fluxgate_mw.types import Buffer
 from tests.buffers import drained_numbers, numbered, numbers_in
-from tests.servers import RedisServer, valkey_binary
+from tests.servers import SERVERS
 
 pytestmark = pytest.mark.anyio
 
 MakeBuffer = Callable[[], Buffer]
-DEBIAN_REDIS = Path("/usr/bin/redis-server")
-SERVERS = ["valkey", *(["redis"] if DEBIAN_REDIS.exists() else [])]
-
-
-@pytest.fixture(scope="session")
-def servers(tmp_path_factory):
-    """Every real server there is, by name."""
-    binaries = {"valkey": valkey_binary(), "redis": str(DEBIAN_REDIS)}
-    running = {name: RedisServer(binaries[name], tmp_path_factory.mktemp(name), "--save", "") for name in SERVERS}
-    for server in running.values():
-        server.start()
-    yield running
-    for server in running.values():
-        server.kill()
 
 
 @pytest.fixture(params=["memory", "spool", *SERVERS])
-async def make_buffer(request, tmp_path, stream_key, servers) -> AsyncIterator[Callable[..., Buffer]]:
+async def make_buffer(request, tmp_path, stream_key, redis_servers) -> AsyncIterator[Callable[..., Buffer]]:
     """Return a maker of instances of one and the same buffer."""
     made: list[Buffer] = []
     memory = MemoryStream()
@@ -50,7 +35,7 @@ async def make_buffer(request, tmp_path, stream_key, servers) -> AsyncIterator[C
         elif request.param == "spool":
             buffer = Spool(tmp_path / "spool", max_bytes=3000 if small else 1 << 20)
         else:
-            url = servers[request.param].url
+            url = redis_servers[request.param].url
             entries = 3 if small else 1000
             buffer = RedisStream(url, stream_key=stream_key, consumer_group="flushers", max_entries=entries)
         made.append(buffer)

@@ -16,7 +16,8 @@ from fluxgate_mw.buffer.redis_stream import RedisStream
 from fluxgate_mw.errors import BackendUnavailable, BufferFull
 from fluxgate_mw.event import encode_event
 from tests.buffers import drained_numbers, numbered
-from tests.servers import RedisServer, free_port, valkey_binary
+from tests.newest_redis import BINARY as NEWEST
+from tests.servers import SERVERS, RedisServer, free_port, valkey_binary
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -24,6 +25,12 @@ pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 def one(number: int) -> bytes:
     """Return a pack of one numbered event."""
     return pack([encode_event(numbered(number))])
+
+
+@pytest.fixture(params=SERVERS)
+def redis_url(request, redis_url, redis_servers):
+    """Of every server that there is."""
+    return redis_url if request.param == "valkey" else redis_servers[request.param].url
 
 
 @pytest.fixture
@@ -312,6 +319,7 @@ async def test_time_outs_that_are_too_short_are_errors_of_ours_and_nothing_worse
     assert len(set(numbers)) == len(numbers)
 
 
+BOTH = ("valkey", "newest redis")
 WORKS = {
     "append": lambda stream, entry: stream.append(one(9), 1),
     "read": lambda stream, entry: stream.read(max_entries=1, wait_s=0.5),
@@ -325,12 +333,13 @@ WORKS = {
 
 
 @pytest.mark.parametrize("name", WORKS)
-async def test_every_call_outlives_a_server_that_dies_under_it(tmp_path, name):
+@pytest.mark.parametrize("binary", [valkey_binary(), pytest.param(NEWEST, marks=pytest.mark.newest_redis)], ids=BOTH)
+async def test_every_call_outlives_a_server_that_dies_under_it(tmp_path, binary, name):
     """Killed between a command and its reply: an error that can be tried again, and then the call works.
 
     python-arq/arq#435, keephq/keep#4155: workers that died or hung when Redis was restarted.
     """
-    server = RedisServer(valkey_binary(), tmp_path / "server", "--appendonly", "yes", "--appendfsync", "always")
+    server = RedisServer(str(binary), tmp_path / "server", "--appendonly", "yes", "--appendfsync", "always")
     server.start()
     stream = RedisStream(server.url, stream_key="k", consumer_group="g")
     try:
