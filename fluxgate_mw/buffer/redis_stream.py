@@ -1,11 +1,10 @@
-"""The Redis stream between the emitters and the flushers. The one module that names a stream's commands and errors.
+"""The Redis stream between the emitters and the flushers. With `redis_pending`, all that names a stream's commands.
 
 One entry is one pack. A consumer group made at `0` hands each entry to one consumer until it is acknowledged, and an
-acknowledged entry is deleted in the same transaction. The live stream is never trimmed: the producer looks at its
-length and at the server's memory instead, and says that it is full.
+acknowledged entry is deleted at once. The live stream is never trimmed: the producer looks at its length and at the
+server's memory instead, and says that it is full.
 
-Only commands of Redis 7.0 and Valkey are used. `XACKDEL` (Redis 8.2) and `XREADGROUP ... CLAIM` (Redis 8.4) would save
-a transaction and a round trip; no server that the tests run has them, and what no test runs is not promised.
+What Redis 7.0 and Valkey lack is used in `redis_pending` alone, beside what takes its place on them.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from redis.exceptions import DataError, NoPermissionError, RedisError, ResponseE
 from fluxgate_mw import diagnostics
 from fluxgate_mw.buffer.dead_letters import DeadLetter, now_ms
 from fluxgate_mw.buffer.redis_clients import RedisClients
+from fluxgate_mw.buffer.redis_pending import PendingEntries, entry_of, mapping_of
 from fluxgate_mw.errors import BackendRejected, BackendUnavailable, BufferFull, ClosedError
 from fluxgate_mw.settings import mask_url
 from fluxgate_mw.types import Entry
@@ -37,7 +37,7 @@ _LOOK_EVERY_S: Final = 1.0
 _LOOK_EVERY_ENTRIES: Final = 2_000
 _FULL_MEMORY_SHARE: Final = 0.9
 _BACKOFF_S: Final = (0.05, 5.0)
-_NEWEST_FIRST_ID, _LAST_ID = "0-0", "+"
+_LAST_ID: Final = "+"
 
 
 class RedisStream:
@@ -57,7 +57,7 @@ class RedisStream:
 
     Concurrency: one event loop, the one that used it first; after a fork make another.
 
-    Source: redis.io commands XADD, XREADGROUP, XAUTOCLAIM, XPENDING, XACK, XDEL, read 2026-08.
+    Source: redis.io commands XADD, XREADGROUP, XRANGE, read 2026-08.
     """
 
     name = "redis"
@@ -82,8 +82,7 @@ class RedisStream:
         self._looked_at, self._since_look = float("-inf"), 0
         self._group_exists = self._was_reading = self._closed = False
         self._backoff_s = _BACKOFF_S[0]
-        self._cursor: str | bytes = _NEWEST_FIRST_ID
-        self._trimmed = 0
+        self._pending = PendingEntries(stream_key, consumer_group, self._consumer)
 
     @property
     def _client(self) -> Any:
@@ -123,7 +122,7 @@ class RedisStream:
                 groups = await self._client.execute_command("XINFO", "GROUPS", self._key)
             except ResponseError:
                 return []
-        names = [_mapping(group)[b"name"].decode("utf-8", "replace") for group in groups]
+        names = [mapping_of(group)[b"name"].decode("utf-8", "replace") for group in groups]
         others = [name for name in names if name != self._group]
         return [f"consumer group {name} is not ours: entries are deleted without it" for name in others]
 
@@ -175,7 +174,7 @@ class RedisStream:
         if not streams:
             return []
         self._backoff_s = _BACKOFF_S[0]
-        return [_entry(entry_id, fields) for _, found in streams for entry_id, fields in found]
+        return [entry_of(entry_id, fields) for _, found in streams for entry_id, fields in found]
 
     async def _make_group(self) -> None:
         try:
@@ -189,6 +188,7 @@ class RedisStream:
         if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
             raise error
         self._group_exists = False
+        self._pending.expect_another_server()
         await asyncio.sleep(min(self._backoff_s, wait_s))
         self._backoff_s = min(self._backoff_s * 2, _BACKOFF_S[1])
 
@@ -197,53 +197,17 @@ class RedisStream:
         async with self._translated():
             if not self._group_exists:
                 await self._make_group()
-            claimed: list[Entry] = []
             try:
-                while len(claimed) < max_entries:
-                    claimed += await self._claim_some(min_idle_s, max_entries - len(claimed))
-                    if self._cursor == _NEWEST_FIRST_ID:
-                        break
+                return await self._pending.claim(self._client, min_idle_s=min_idle_s, max_entries=max_entries)
             except ResponseError as error:
                 await self._group_lost(error, 0)
                 return []
-            counts = await self._delivery_counts([entry.entry_id for entry in claimed])
-        return [Entry(entry.entry_id, entry.payload, times) for entry, times in zip(claimed, counts, strict=True)]
-
-    async def _claim_some(self, min_idle_s: float, max_entries: int) -> list[Entry]:
-        cursor, found, *deleted = await self._client.execute_command(
-            "XAUTOCLAIM",
-            self._key,
-            self._group,
-            self._consumer,
-            int(min_idle_s * 1000),
-            self._cursor,
-            "COUNT",
-            max_entries,
-        )
-        self._cursor = cursor.decode()
-        for _ in deleted[0] if deleted else ():
-            self._trimmed += 1
-            diagnostics.note("redis_trimmed", "a pack of events was deleted from the stream unread, by somebody else")
-        return [_entry(entry_id, fields) for entry_id, fields in found if fields is not None]
-
-    async def _delivery_counts(self, entry_ids: Sequence[str]) -> list[int]:
-        if not entry_ids:
-            return []
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for entry_id in entry_ids:
-                pipeline.execute_command("XPENDING", self._key, self._group, entry_id, entry_id, 1)
-            found = await pipeline.execute()
-        return [int(rows[0][3]) if rows else 1 for rows in found]
 
     async def ack(self, entries: Sequence[Entry], /) -> None:
         """See `Buffer`."""
-        if not entries:
-            return
-        ids = [entry.entry_id for entry in entries]
-        async with self._translated(), self._client.pipeline(transaction=True) as pipeline:
-            pipeline.execute_command("XACK", self._key, self._group, *ids)
-            pipeline.execute_command("XDEL", self._key, *ids)
-            await pipeline.execute()
+        if entries:
+            async with self._translated():
+                await self._pending.ack(self._client, [entry.entry_id for entry in entries])
 
     async def dead_letter(self, entry: Entry, payload: bytes, reason: str, /) -> None:
         """See `Buffer`."""
@@ -259,7 +223,7 @@ class RedisStream:
 
     async def _dead(self, after: str, limit: int) -> list[DeadLetter]:
         found = await self._client.execute_command("XRANGE", self._dead_key, after, _LAST_ID, "COUNT", limit)
-        return [_letter(letter_id.decode(), _mapping(fields)) for letter_id, fields in found]
+        return [_letter(letter_id.decode(), mapping_of(fields)) for letter_id, fields in found]
 
     async def _each_dead(self, letter_ids: Collection[str] | None) -> AsyncIterator[DeadLetter]:
         after = "-"
@@ -281,7 +245,7 @@ class RedisStream:
         found = await self._client.execute_command("XRANGE", self._dead_key, letter_id, letter_id)
         for _, fields in found:
             async with self._client.pipeline(transaction=True) as pipeline:
-                pipeline.execute_command("XADD", self._key, "*", "payload", _mapping(fields)[b"payload"])
+                pipeline.execute_command("XADD", self._key, "*", "payload", mapping_of(fields)[b"payload"])
                 pipeline.execute_command("XDEL", self._dead_key, letter_id)
                 await pipeline.execute()
 
@@ -315,32 +279,21 @@ class RedisStream:
         """See `Buffer`."""
         async with self._translated():
             found = await self._client.execute_command("XRANGE", self._key, "-", _LAST_ID, "COUNT", 1)
-        return next((_entry(entry_id, fields) for entry_id, fields in found), None)
+        return next((entry_of(entry_id, fields) for entry_id, fields in found), None)
 
     async def backlog(self) -> Mapping[str, int]:
         """See `Buffer`. Also `trimmed`: pending entries that somebody else deleted, as this reader met them."""
         async with self._translated():
             length, size, _ = await self._figures()
             dead = await self._client.execute_command("XLEN", self._dead_key)
-            pending = await self._pending()
+            pending = await self._pending.count(self._client)
         return {
             "entries": length,
             "pending": pending,
             "dead_letters": int(dead),
             "bytes": size,
-            "trimmed": self._trimmed,
+            "trimmed": self._pending.trimmed,
         }
-
-    async def _pending(self, *consumer: str) -> int:
-        try:
-            if not consumer:
-                return int((await self._client.execute_command("XPENDING", self._key, self._group))[0])
-            rows = await self._client.execute_command("XPENDING", self._key, self._group, "-", "+", 1, *consumer)
-            return len(rows)
-        except ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
-                raise
-            return 0
 
     async def aclose(self) -> None:
         """See `Buffer`. The consumer is deleted from the group where nothing is pending for it."""
@@ -357,7 +310,7 @@ class RedisStream:
 
     async def _leave_group(self) -> None:
         async with self._translated(self._timeout_s, closing=True):
-            if await self._pending(self._consumer) == 0:
+            if not await self._pending.holds_any(self._client):
                 try:
                     await self._client.execute_command("XGROUP", "DELCONSUMER", self._key, self._group, self._consumer)
                 except ResponseError as error:
@@ -372,11 +325,14 @@ class RedisStream:
             async with asyncio.timeout(timeout_s):
                 if await self._clients.locate():
                     self._group_exists = False
+                    self._pending.expect_another_server()
                 yield
         except DataError as error:
             raise BackendRejected(self.name, "a value has no form in the protocol") from error
         except (RedisError, OSError, TimeoutError) as error:
             self._clients.doubt(error)
+            if not isinstance(error, ResponseError):
+                self._pending.expect_another_server()
             raise BackendUnavailable(self.name, f"{mask_url(self._url)}: {_what(error)}") from error
 
 
@@ -389,18 +345,10 @@ def _what(error: Exception) -> str:
     return f"{type(error).__name__} {reason}".rstrip()
 
 
-def _mapping(fields: Sequence[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(fields[::2], fields[1::2], strict=True))
-
-
 def _fields(info: bytes) -> dict[str, str]:
     """Return an INFO reply by name. Source: redis.io INFO, read 2026-08."""
     lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
     return {name: value for name, colon, value in lines if colon}
-
-
-def _entry(entry_id: bytes, fields: Any) -> Entry:
-    return Entry(entry_id.decode(), _mapping(fields).get(b"payload", b""))
 
 
 def _letter(letter_id: str, fields: Mapping[bytes, bytes]) -> DeadLetter:
