@@ -30,7 +30,7 @@ __all__ = ["Delivery", "Flush", "Limits"]
 
 _log = logging.getLogger(__name__)
 _ERROR: Final = logging.ERROR
-_KEEP_POLLING_S: Final = 0.2
+_KEEP_POLLING_S: Final = 0.1
 _LONGEST_SLEEP_S: Final = 5.0
 _HELD_BACK_S: Final = 0.25
 _RETURN_ENTRIES: Final = 16
@@ -97,6 +97,7 @@ class Delivery:
         self._stop_at: float | None = None
         self._stream_until = 0.0
         self._busy_at = self._return_at = 0.0
+        self._seen = 0
         self._held_back = False
         self._reported, self._reported_at = 0, float("-inf")
 
@@ -121,6 +122,7 @@ class Delivery:
         except RuntimeError:
             if loop is None:
                 self._running.release()
+                self.asleep = True
 
     def request_flush(self) -> Flush:
         """Ask that all that is queued now be delivered now."""
@@ -266,7 +268,6 @@ class Delivery:
     async def _drain(self) -> bool:
         left = len(self.queue)
         while left > 0 and (taken := await self._taken()):
-            self._busy_at = time.monotonic()
             left -= taken
             if not await self._to_stream(taken) and not self._to_spool():
                 self.queue.put_back()
@@ -361,31 +362,36 @@ class Delivery:
         self._return_at = 0.0
 
     async def _pause(self) -> None:
+        """Look at the queue every interval while events come, and sleep until one wakes us when none do."""
         if self._flushes and not self._held_back:
             return
-        now = time.monotonic()
-        still_open = self._seal_due()
-        if still_open:
+        now, seal_in_s = time.monotonic(), self._seal_due()
+        if seal_in_s is not None:
             self._return_at = 0.0
+        if self._seen != self.emitted:
+            self._seen, self._busy_at = self.emitted, now
         if self._held_back:
             await self._wait(_HELD_BACK_S)
-        elif self.queue or still_open or now - self._busy_at < _KEEP_POLLING_S or self._may_return(now):
+        elif self.queue or self._may_return(now):
             await self._wait(self.limits.interval_s)
+        elif now < self._busy_at + _KEEP_POLLING_S:
+            until = min(self._busy_at + _KEEP_POLLING_S, now + (seal_in_s or _KEEP_POLLING_S))
+            await self._wait(self.limits.interval_s, lambda: bool(self.queue) or time.monotonic() >= until)
         else:
             self.asleep = True
-            if not self.queue and not self._flushes:
-                await self._wait(min(_LONGEST_SLEEP_S, self.breaker.due_in_s()))
+            if not self.queue and not self._flushes and self._seen == self.emitted:
+                await self._wait(min(_LONGEST_SLEEP_S, self.breaker.due_in_s(), seal_in_s or _LONGEST_SLEEP_S))
             self.asleep = False
 
-    async def _wait(self, seconds: float) -> None:
+    async def _wait(self, seconds: float, worth_it: Callable[[], bool] | None = None) -> None:
         if self._stop_at is None:
-            await self._woken.wait(seconds)
+            await self._woken.wait(seconds, worth_it)
 
-    def _seal_due(self) -> bool:
+    def _seal_due(self) -> float | None:
         try:
             return self.spool.seal_due()
         except BackendUnavailable:
-            return True
+            return self.limits.interval_s
 
     def _seal(self) -> None:
         try:

@@ -100,8 +100,8 @@ class Emitter:
         if not ((self._durable or delivery.leaving) and self._spool_now(data)):
             delivery.queue.offer(data, len(data))
         if delivery.asleep:
-            delivery.wake()
             delivery.asleep = False
+            delivery.wake()
 
     def defer(self, pending: Pending, /) -> None:
         """See `Sink`. It is made in the delivery's own thread.
@@ -116,8 +116,8 @@ class Emitter:
         delivery.emitted += 1
         delivery.queue.offer(pending, pending.size_bytes)
         if delivery.asleep:
-            delivery.wake()
             delivery.asleep = False
+            delivery.wake()
 
     def _spool_now(self, data: bytes) -> bool:
         delivery = self._delivery

@@ -21,6 +21,7 @@ __all__ = ["OPEN", "SEALED", "SegmentWriter", "adopt", "frame", "next_frame", "t
 OPEN: Final = ".open"
 SEALED: Final = ".seg"
 _MAGIC: Final = b"\xf5FG1"
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
 _HEADER: Final = struct.Struct(">4sII")
 
 
@@ -130,10 +131,13 @@ class SegmentWriter:
         return len(data)
 
     def _open(self, name: str) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         unborn = self._folder / f"{name}.new"
         self._path = self._folder / f"{name}{OPEN}"
-        descriptor = os.open(unborn, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(unborn, _NEW, 0o600)
+        except FileNotFoundError:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(unborn, _NEW, 0o600)
         try:
             try_lock(descriptor)
             unborn.rename(self._path)

@@ -70,7 +70,7 @@ class Spool:
         *,
         max_bytes: int = 1 << 30,
         segment_bytes: int = 4 << 20,
-        seal_after_s: float = 0.05,
+        seal_after_s: float = 0.25,
     ) -> None:
         self._folder = Path(folder)
         self._max_bytes, self._segment_bytes, self._seal_after_s = max_bytes, segment_bytes, seal_after_s
@@ -137,15 +137,14 @@ class Spool:
         except FileNotFoundError:
             return
 
-    def seal_due(self) -> bool:
-        """Seal segments that are old enough for readers; return whether one is still open.
+    def seal_due(self) -> float | None:
+        """Seal segments that are old enough for readers; return the seconds until the next is, None where none is open.
 
         Raises:
             BackendUnavailable: The folder cannot be used now.
         """
         crowded = (self._files / _CROWDED_FILES) ** 2
-        limit = min(_LONGEST_OPEN_S, self._seal_after_s * (1 + crowded))
-        return self._seal(lambda writer: time.monotonic() - writer.opened_at >= limit)
+        return self._seal(min(_LONGEST_OPEN_S, self._seal_after_s * (1 + crowded)))
 
     def seal(self) -> None:
         """Seal every segment of this process now.
@@ -153,17 +152,19 @@ class Spool:
         Raises:
             BackendUnavailable: The folder cannot be used now.
         """
-        self._seal(lambda _: True)
+        self._seal(float("-inf"))
 
-    def _seal(self, due: Callable[[SegmentWriter], bool]) -> bool:
-        still_open = False
+    def _seal(self, age_s: float) -> float | None:
+        due = []
         with _translated():
             for _ in range(len(self._writers)):
                 with self._checked_out_oldest() as writer:
-                    if writer.is_open and due(writer):
+                    due_in_s = writer.opened_at + age_s - time.monotonic()
+                    if writer.is_open and due_in_s <= 0:
                         writer.seal()
-                    still_open |= writer.is_open
-        return still_open
+                    elif writer.is_open:
+                        due.append(due_in_s)
+        return min(due, default=None)
 
     @contextmanager
     def _checked_out_oldest(self) -> Iterator[SegmentWriter]:

@@ -28,6 +28,7 @@ class Wakeup:
     def __init__(self) -> None:
         self._is_set = False
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def set(self) -> None:
         """End the wait of now, or else the next."""
@@ -35,13 +36,25 @@ class Wakeup:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def wait(self, seconds: float) -> None:
-        """Return when it is set, or that many seconds later, and unset it."""
+    async def wait(self, seconds: float, worth_it: Callable[[], bool] | None = None) -> None:
+        """Return when it is set, or that many seconds later, and unset it.
+
+        Args:
+            seconds: How long.
+            worth_it: Asked then whether to return; if not, the wait begins anew. Costs less than to return for nothing.
+        """
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
-        timer = loop.call_later(0 if self._is_set else seconds, self.set)
+
+        def look() -> None:
+            if worth_it is None or worth_it():
+                self.set()
+            else:
+                self._timer = loop.call_later(seconds, look)
+
+        self._timer = loop.call_later(0 if self._is_set else seconds, look)
         try:
             await self._waiter
         finally:
-            timer.cancel()
+            self._timer.cancel()
             self._is_set, self._waiter = False, None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from inspect import iscoroutinefunction
 from typing import Any, Final
 
@@ -35,11 +35,11 @@ def parsers() -> Iterator[tuple[type, str, Any]]:
             yield owner, "parse", _followed(owner.__dict__["parse"])
 
 
-def helpers() -> Iterator[tuple[type, str, Any]]:
-    """Yield those of the stream helpers, where the client has imported them."""
+def helpers(known: Collection[type]) -> Iterator[tuple[type, str, Any]]:
+    """Yield those of the stream helpers that are not known yet, where the client has imported them."""
     for module, name, method in _HELPERS:
         owner = getattr(sys.modules.get(module), name, None)
-        if owner is not None and callable(owner.__dict__.get(method)):
+        if owner is not None and owner not in known and callable(owner.__dict__.get(method)):
             yield owner, method, _followed(owner.__dict__[method])
 
 

@@ -158,10 +158,9 @@ class _Patch:
 
     def _cover_helpers(self) -> None:
         """Follow what stream helpers make of a stream; the client imports them when they are first used."""
-        for owner, name, replacement in derived.helpers():
-            if owner not in self._helpers:
-                self._helpers.add(owner)
-                self._replace(owner, name, replacement)
+        for owner, name, replacement in derived.helpers(self._helpers):
+            self._helpers.add(owner)
+            self._replace(owner, name, replacement)
 
     def _streamed(self) -> None:
         if len(self._helpers) < derived.HELPERS:

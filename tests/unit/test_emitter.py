@@ -13,7 +13,6 @@ import weakref
 
 import pytest
 
-from fluxgate_mw.buffer import delivery as delivery_module
 from fluxgate_mw.buffer.emitter import Emitter
 from fluxgate_mw.buffer.memory import MemoryBuffer, MemoryStream
 from fluxgate_mw.buffer.spool import Spool
@@ -358,8 +357,7 @@ def test_the_thread_takes_no_signal_of_the_hosts(make, folder):
 
 
 def test_an_idle_emitter_sleeps_and_is_woken_by_the_next_event(make, folder, monkeypatch):
-    """After a quiet while the loop polls no more, and the next event is delivered at once all the same."""
-    monkeypatch.setattr(delivery_module, "_KEEP_POLLING_S", 0.05)
+    """After an event the loop polls no more, and the next one is delivered at once all the same."""
     emitter = make()
     emitter.emit(numbered(0))
     wait_until(lambda: emitter.statistics().spooled == 1 and emitter._delivery.asleep)
@@ -370,6 +368,38 @@ def test_an_idle_emitter_sleeps_and_is_woken_by_the_next_event(make, folder, mon
     emitter.emit(numbered(1))
     wait_until(lambda: emitter.statistics().spooled == 2)
     assert time.monotonic() - began < 1
+
+
+def test_an_emitting_thread_that_is_held_up_leaves_the_loop_awake(make, folder, monkeypatch):
+    """The loop may deliver, and sleep again, before the thread that woke it goes on: the next event wakes it too."""
+    emitter = make(stream=MemoryBuffer)
+    delivery = emitter._delivery
+    wake = delivery.wake
+
+    def is_quiet(sent):
+        return emitter.statistics().sent == sent and delivery.asleep
+
+    emitter.emit(numbered(0))
+    wait_until(lambda: is_quiet(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(delivery, "wake", lambda: (wake(), wait_until(lambda: is_quiet(2))))
+        emitter.emit(numbered(1))
+    emitter.emit(numbered(2))
+    wait_until(lambda: is_quiet(3), 2)
+
+
+def test_events_that_follow_each_other_wait_for_one_look(make, folder, monkeypatch):
+    """What comes within an interval of the last look is delivered together, at the interval's end."""
+    emitter = make(interval_s=0.3)
+    batches = []
+    append = emitter._delivery.spool.append_nowait
+    monkeypatch.setattr(emitter._delivery.spool, "append_nowait", lambda data: (batches.append(1), append(data)))
+    emitter.emit(numbered(0))
+    wait_until(lambda: emitter.statistics().spooled == 1)
+    for number in range(1, 100):
+        emitter.emit(numbered(number))
+    wait_until(lambda: emitter.statistics().spooled == 100)
+    assert len(batches) == 2
 
 
 def test_one_event_and_then_silence_can_be_read(make, folder):
