@@ -10,12 +10,16 @@ import msgspec
 from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.pricing import Price
 from fluxgate_mw.pricing.override import CostOverride
-from fluxgate_mw.pricing.rates import Sheet, UnpricedError, cost_nanos, overlay
+from fluxgate_mw.pricing.rates import Rates, Sheet, UnpricedError, cost_nanos, overlay
 from fluxgate_mw.pricing.table import index, tariff_of
 
 __all__ = ["price", "table_version"]
 
 _OVERRIDE_VERSION: Final = "cost_override"
+_AUDIO_APART: Final = "audio-preview"
+"""Models whose audio tokens cost more than their text, by rates that the tables lack.
+Source: https://platform.openai.com/docs/pricing (read 2026-11)."""
+_AUDIO_UNPRICED: Final = Price(None, None, "the audio tokens of this model have no known price")
 _NOT_COUNTS: Final = Price(None, None, "invalid usage: the counts are no whole numbers")
 
 
@@ -62,7 +66,15 @@ def price(
         return _priced(sheet, usage, f"{override_version}, {tariff.version}")
     if isinstance(tariff, str):
         return Price(None, None, tariff)
-    return _priced(tariff.sheet(at, service_tier), usage, tariff.version)
+    sheet = tariff.sheet(at, service_tier)
+    if _AUDIO_APART in (model or "").lower() and _has_unrated_audio(sheet[0][1], usage):
+        return _AUDIO_UNPRICED
+    return _priced(sheet, usage, tariff.version)
+
+
+def _has_unrated_audio(rates: Rates, usage: TokenUsage) -> bool:
+    counts = (rates.input_audio, usage.input_audio_tokens), (rates.output_audio, usage.output_audio_tokens)
+    return any(rate is None and count for rate, count in counts)
 
 
 def _priced(sheet: Sheet, usage: TokenUsage, version: str) -> Price:

@@ -112,12 +112,27 @@ def test_a_known_price_names_its_table():
             USAGE,
             "priced by audio_hours and input_audio_hours, which the usage does not count",
         ),
+        *(
+            ("openai", "GPT-4o-audio-preview", counts, "the audio tokens of this model have no known price")
+            for counts in (
+                TokenUsage(input_tokens=100, output_tokens=9, input_audio_tokens=50),
+                TokenUsage(input_tokens=100, output_tokens=9, output_audio_tokens=9),
+            )
+        ),
     ],
 )
 def test_unknown_is_none_with_a_reason(provider, model, usage, reason):
     """Where price or usage is not known the cost is None, never 0, and the reason is in words."""
     result = price(provider, model, usage, at=NOW)
     assert (result.cost_nanos, result.price_version, result.reason) == (None, None, reason)
+
+
+def test_audio_that_the_tables_price_as_text_is_priced_by_the_users_rates_only():
+    """The text of such a model is priced; its audio where the user says what the model costs."""
+    text = TokenUsage(input_tokens=1_000_000, output_tokens=0)
+    assert price("openai", "gpt-4o-mini-audio-preview", text, at=NOW).cost_nanos == 150_000_000
+    spoken, own = msgspec.structs.replace(text, input_audio_tokens=1_000_000), CostOverride(10, 20)
+    assert price("openai", "gpt-4o-mini-audio-preview", spoken, at=NOW, override=own).cost_nanos == 10_000_000_000
 
 
 def test_a_free_model_costs_nothing():

@@ -59,7 +59,9 @@ def theirs(provider: str, model: str, usage: TokenUsage, at: datetime, tier: str
 
 
 def agrees(ours: Price, expected: int | None) -> bool:
-    """Whether we say the same; where the library's 0 is for a count that nobody reported, we say None."""
+    """Whether we say the same, or None where the library's 0 is for a count that nobody reported, or audio is text."""
+    if ours.reason == "the audio tokens of this model have no known price":
+        return ours.cost_nanos is None
     if expected == 0 and ours.reason == "the tokens that are billed are not reported":
         return ours.cost_nanos is None
     return ours.cost_nanos == expected and (ours.reason is None) == (expected is not None)
