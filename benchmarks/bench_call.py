@@ -129,7 +129,7 @@ def _times(
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for kind, run in runs.items():
-        count = calls if kind.startswith("plain") else max(1, calls // 20)
+        count = calls if kind.startswith("plain") else max(1, calls // 4)
         taking_turns = {
             name: partial(_timed, contender, run, count, arguments.clock) for name, contender in contenders.items()
         }

@@ -255,7 +255,7 @@ def interpreter(environment: Environment, base: str) -> Path:
     wanted = "\n".join([base, sys.version, *requirements(environment)])
     if not made_for.exists() or made_for.read_text() != wanted:
         pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", *requirements(environment)]
-        for command in ([base, "-m", "venv", "--clear", str(environment.folder)], pip):
+        for command in ([base, "-m", "venv", "--clear", "--without-pip", str(environment.folder)], pip):
             subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         made_for.write_text(wanted)
     return python

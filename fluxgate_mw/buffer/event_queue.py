@@ -20,6 +20,7 @@ _MADE_AT_ONCE: Final = 10
 
 _Waiting = tuple[float, int, bytes | Pending]
 """When it was queued, in monotonic seconds, its size in bytes, and the event."""
+_Made = tuple[float, int, bytes]
 
 
 class EventQueue:
@@ -39,7 +40,7 @@ class EventQueue:
         self._max_events, self._max_bytes = max_events, max_bytes
         self._encode = encode
         self._waiting: deque[_Waiting] = deque()
-        self._batch: list[_Waiting] = []
+        self._batch: list[_Made] = []
         self._bytes_in = self._bytes_out = self._packed_bytes = 0
         self.refused = 0
 
@@ -88,7 +89,7 @@ class EventQueue:
                 size = len(event)
             waiting.popleft()
             batch.append((queued_at, size, event))
-            self._packed_bytes += len(event)
+            self._packed_bytes += size
         return True
 
     @property
@@ -98,12 +99,12 @@ class EventQueue:
 
     def packed(self) -> bytes:
         """Return the batch as one payload."""
-        return pack([event for _, _, event in self._batch if isinstance(event, bytes)])
+        return pack([event for _, _, event in self._batch])
 
     def settle(self) -> int:
         """Forget the batch, whose fate is decided; return how many events it was."""
+        self._bytes_out += self._packed_bytes
         settled, self._batch, self._packed_bytes = self._batch, [], 0
-        self._bytes_out += sum(size for _, size, _ in settled)
         return len(settled)
 
     def put_back(self) -> None:
