@@ -116,7 +116,10 @@ ENVIRONMENTS: Final = (
         (*OF_WSGI, *PLAIN),
         packages=(*WITH_WSGI, *CLIENT),
         oldest=(*RUN_TIME, *WITH_WSGI),
-        pinned=("werkzeug==2.3.8",),  # Flask 2.3 names no upper bound, and cannot stand on 3
+        pinned=(
+            "setuptools==65.5.0",  # Pyramid 2.0 imports its pkg_resources, which later ones warn of
+            "werkzeug==2.3.8",  # Flask 2.3 names no upper bound, and cannot stand on 3
+        ),
     ),
     Environment(
         "beside other instrumentations",
