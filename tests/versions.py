@@ -97,6 +97,7 @@ ENVIRONMENTS: Final = (
             "tiktoken",
             "trustme",
         ),
+        pinned=("pip",),
         newest_python=True,
     ),
     Environment(
