@@ -97,7 +97,6 @@ ENVIRONMENTS: Final = (
             "tiktoken",
             "trustme",
         ),
-        pinned=("pip",),
         newest_python=True,
     ),
     Environment(
@@ -117,10 +116,7 @@ ENVIRONMENTS: Final = (
         (*OF_WSGI, *PLAIN),
         packages=(*WITH_WSGI, *CLIENT),
         oldest=(*RUN_TIME, *WITH_WSGI),
-        pinned=(
-            "setuptools==65.5.0",  # Pyramid 2.0 imports its pkg_resources, which later ones warn of
-            "werkzeug==2.3.8",  # Flask 2.3 names no upper bound, and cannot stand on 3
-        ),
+        pinned=("werkzeug==2.3.8",),  # Flask 2.3 names no upper bound, and cannot stand on 3
     ),
     Environment(
         "beside other instrumentations",
@@ -259,7 +255,7 @@ def interpreter(environment: Environment, base: str) -> Path:
     wanted = "\n".join([base, sys.version, *requirements(environment)])
     if not made_for.exists() or made_for.read_text() != wanted:
         pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", *requirements(environment)]
-        for command in ([base, "-m", "venv", "--clear", "--without-pip", str(environment.folder)], pip):
+        for command in ([base, "-m", "venv", "--clear", str(environment.folder)], pip):
             subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         made_for.write_text(wanted)
     return python
