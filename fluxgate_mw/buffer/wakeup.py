@@ -47,7 +47,7 @@ class Wakeup:
         self._waiter = loop.create_future()
 
         def look() -> None:
-            if worth_it is None or worth_it():
+            if self._is_set or worth_it is None or worth_it():
                 self.set()
             else:
                 self._timer = loop.call_later(seconds, look)
