@@ -79,13 +79,7 @@ PLAIN: Final = _of("unit", "asgi", "wsgi", "frames", "resolvers")
 ENVIRONMENTS: Final = (
     Environment(
         "newest Python",
-        (
-            *OF_ASGI,
-            *OF_WSGI,
-            "tests/unit",
-            "tests/contract",
-            *_of("calls", "coverage", "streams", "stream_ends", "errors"),
-        ),
+        (*OF_ASGI, *OF_WSGI, "tests/unit", "tests/contract", *OF_EVERY_CALL),
         packages=(
             *WITH_ASGI,
             *WITH_WSGI,
