@@ -35,6 +35,9 @@ class _Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     conversation_id: str | None = None
 
 
+msgspec.json.Decoder(_Envelope)  # before threads convert one at once for the first time: see `pricing.table`
+
+
 def envelope() -> dict[str, Any] | None:
     """Return what a job that is enqueued here must carry, as plain JSON values; None where there is nothing to carry.
 

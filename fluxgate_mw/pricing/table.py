@@ -14,7 +14,7 @@ import msgspec
 from fluxgate_mw.pricing.matching import Clause, dashed_dates, matches
 from fluxgate_mw.pricing.terms import Tariff, Terms
 
-__all__ = ["Index", "ModelRow", "ProviderRow", "Table", "TableFile", "index", "tariff_of"]
+__all__ = ["Index", "ModelRow", "ProviderRow", "Table", "TableFile", "index", "is_at_hand", "tariff_of"]
 
 _MAX_NAME: Final = 256
 _MAX_RESOLVED: Final = 2048
@@ -78,6 +78,13 @@ class Index(msgspec.Struct, frozen=True):
     providers: tuple[ProviderRow, ...]
 
 
+_INDEX: Final = msgspec.json.Decoder(Index)
+_TABLE_FILE: Final = msgspec.json.Decoder(TableFile)
+_TERMS: Final = msgspec.json.Decoder(Terms)
+"""Made here, where one thread imports: msgspec 0.22 can end the process (SIGSEGV) where two threads at once decode a
+struct for the first time."""
+
+
 class Table:
     """One provider's rows, ready to be asked for a name.
 
@@ -108,7 +115,7 @@ class Table:
 @cache
 def index() -> Index:
     """Return the index, read at the first use."""
-    return msgspec.json.decode(_file("index"), type=Index)
+    return _INDEX.decode(_file("index"))
 
 
 @cache
@@ -118,7 +125,7 @@ def _providers() -> dict[str, ProviderRow]:
 
 @cache
 def _table(provider_id: str) -> Table:
-    return Table(msgspec.json.decode(_file(provider_id), type=TableFile).models)
+    return Table(_TABLE_FILE.decode(_file(provider_id)).models)
 
 
 def _file(name: str) -> bytes:
@@ -144,6 +151,11 @@ def tariff_of(provider: str | None, model: str | None) -> Tariff | str:
                 _resolved.clear()
             _resolved[key] = answer
     return answer
+
+
+def is_at_hand(provider: str | None, model: str | None) -> bool:
+    """Return whether a model's tariff is asked for again: nothing is read or searched for it any more."""
+    return (provider, model) in _resolved
 
 
 def _resolve(provider: str | None, model: str | None) -> Tariff | str:
@@ -181,8 +193,8 @@ def _provider_named(name: str) -> ProviderRow | None:
 
 def _tariff_in(provider: ProviderRow, name: str) -> Tariff | None:
     if row := _table(provider.id).row(name):
-        return Tariff(msgspec.json.decode(row.terms, type=Terms), index().version)
+        return Tariff(_TERMS.decode(row.terms), index().version)
     for fallback in provider.fallbacks:
         if row := _table(fallback).row(name):
-            return Tariff(Terms(msgspec.json.decode(row.terms, type=Terms).prices), index().version)
+            return Tariff(Terms(_TERMS.decode(row.terms).prices), index().version)
     return None

@@ -66,6 +66,29 @@ print(json.dumps([before, read(), [name for name in sys.modules if name.startswi
     assert json.loads(done.stdout) == [[], ["groq.json", "index.json"], []]
 
 
+def test_the_first_prices_may_be_asked_for_at_once():
+    """Many threads that price the first call of a process each get the price, and the process goes on."""
+    script = """
+import sys, threading
+from datetime import datetime
+from fluxgate_mw import pricing
+from fluxgate_mw.event import TokenUsage
+pricing.price
+start, costs = threading.Barrier(8), []
+def ask():
+    start.wait()
+    costs.append(pricing.price("openai", "gpt-4o-mini", TokenUsage(1000, 0), at=datetime.now()).cost_nanos)
+threads = [threading.Thread(target=ask) for _ in range(8)]
+sys.setswitchinterval(1e-6)
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(costs)
+"""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+        assert json.loads(done.stdout) == [150_000] * 8
+
+
 def test_a_known_price_names_its_table():
     """A cost is whole nano-USD and says which prices it was made from; parts are never added on top of totals."""
     result = price("openai", "gpt-4o-mini", USAGE, at=NOW)
