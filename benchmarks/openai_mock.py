@@ -61,9 +61,11 @@ def _plain() -> bytes:
     return json.dumps(_HEAD | {"object": "chat.completion", "choices": [choice], "usage": _USAGE}).encode()
 
 
-def _event(delta: dict[str, str], finish: str | None, tail: dict[str, None]) -> bytes:
+def _event(delta: dict[str, str], finish: str | None, tail: dict[str, None], number: int = 0) -> bytes:
+    """Return one event, padded as the service does where it is not told `include_obfuscation: false`."""
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-    return _frame(_HEAD | {"object": "chat.completion.chunk", "choices": [choice]} | tail)
+    padding = {"obfuscation": "Wu9QNX2aIPio8PDecz"[: 2 + number % 16]}
+    return _frame(_HEAD | {"object": "chat.completion.chunk", "choices": [choice]} | tail | padding)
 
 
 def _frame(value: dict[str, Any]) -> bytes:
@@ -73,7 +75,7 @@ def _frame(value: dict[str, Any]) -> bytes:
 def _streamed(*, with_usage: bool) -> list[bytes]:
     tail: dict[str, None] = {"usage": None} if with_usage else {}
     parts = [_event({"role": "assistant", "content": ""}, None, tail)]
-    parts += [_event({"content": f"word{number} "}, None, tail) for number in range(CHUNKS)]
+    parts += [_event({"content": f"word{number} "}, None, tail, number) for number in range(CHUNKS)]
     parts += [_event({}, "stop", tail)]
     if with_usage:
         parts += [_frame(_HEAD | {"object": "chat.completion.chunk", "choices": [], "usage": _USAGE})]

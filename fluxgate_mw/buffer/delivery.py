@@ -24,6 +24,7 @@ from fluxgate_mw.buffer.pack import count
 from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.buffer.wakeup import Wakeup, run
 from fluxgate_mw.errors import BackendError, BackendUnavailable, BufferFull, ClosedError
+from fluxgate_mw.recorder import guarded
 from fluxgate_mw.types import Buffer, Pending
 
 __all__ = ["Delivery", "Flush", "Limits"]
@@ -376,12 +377,24 @@ class Delivery:
             await self._wait(self.limits.interval_s)
         elif now < self._busy_at + _KEEP_POLLING_S:
             until = min(self._busy_at + _KEEP_POLLING_S, now + (seal_in_s or _KEEP_POLLING_S))
-            await self._wait(self.limits.interval_s, lambda: bool(self.queue) or time.monotonic() >= until)
+            await self._wait(self.limits.interval_s, lambda: self._is_worth_a_cycle(until))
         else:
             self.asleep = True
             if not self.queue and not self._flushes and self._seen == self.emitted:
                 await self._wait(min(_LONGEST_SLEEP_S, self.breaker.due_in_s(), seal_in_s or _LONGEST_SLEEP_S))
             self.asleep = False
+
+    def _is_worth_a_cycle(self, until: float) -> bool:
+        """Return whether a whole cycle is due; what needs no more than a write to the spool is written here and now.
+
+        Each turn of the event loop lends the interpreter's lock to the application, and waits to have it back.
+        """
+        if self.queue and self._make_stream is None:
+            guarded("delivery", self._write_a_pack)
+        return bool(self.queue) or time.monotonic() >= until
+
+    def _write_a_pack(self) -> bool:
+        return self.queue.take() and self._to_spool()
 
     async def _wait(self, seconds: float, worth_it: Callable[[], bool] | None = None) -> None:
         if self._stop_at is None:

@@ -21,7 +21,7 @@ __all__ = ["OPEN", "SEALED", "SegmentWriter", "adopt", "frame", "next_frame", "t
 OPEN: Final = ".open"
 SEALED: Final = ".seg"
 _MAGIC: Final = b"\xf5FG1"
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
 _HEADER: Final = struct.Struct(">4sII")
 
 
@@ -111,8 +111,6 @@ class SegmentWriter:
         Raises:
             OSError: Nothing of the frame is left behind.
         """
-        if self._descriptor is not None and os.fstat(self._descriptor).st_nlink == 0:
-            self.abandon()
         if self._descriptor is None:
             self._open(name)
         data = frame(payload)
@@ -163,19 +161,27 @@ class SegmentWriter:
         self.abandon()
 
     def seal(self) -> None:
-        """Give the segment to the readers. A no-op where none is open.
+        """Give the segment to the readers, written again where somebody removed it. A no-op where none is open.
 
         Raises:
             OSError: It could not be renamed; readers adopt it when this process ends.
         """
         if self._descriptor is None:
             return
+        sealed = self._path.with_suffix(SEALED)
         try:
-            self._path.rename(self._path.with_suffix(SEALED))
+            self._path.rename(sealed)
         except FileNotFoundError:
-            pass
+            self._write_again(os.pread(self._descriptor, self.size, 0), sealed)
         finally:
             self.abandon()
+
+    def _write_again(self, data: bytes, sealed: Path) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unborn = sealed.with_suffix(".new")
+        unborn.touch(0o600)
+        unborn.write_bytes(data)
+        unborn.rename(sealed)
 
     def abandon(self) -> None:
         """Close the descriptor and touch nothing else: in a forked child the lock is still the parent's."""

@@ -38,7 +38,8 @@ __all__ = ["Spool"]
 _T = TypeVar("_T")
 _POLL_S: Final = 0.05
 _LOOK_EVERY_S: Final = 1.0
-_LOOK_WHEN_FULL_S: Final = 0.05
+_LOOK_WHEN_FULL: Final = 0.05
+_LOOK_PART: Final = 0.02
 _LONGEST_OPEN_S: Final = 10.0
 _CROWDED_FILES: Final = 100
 
@@ -49,7 +50,8 @@ class Spool:
     Args:
         folder: Where the files are; every process that shares it shares the spool.
         max_bytes: Cap of all segments together. The newest are refused. Each writing process looks at the folder
-            once a second, so that several at once can pass the cap by what they write in that second.
+            once a second, so that several at once can pass the cap by what they write in that second; less often
+            where it holds so many files that looking would take more than a fiftieth of the time.
         segment_bytes: A segment is sealed past this size.
         seal_after_s: A segment is sealed after this age at the latest, as far as `seal_due` is called; later, up to
             ten seconds, where hundreds of files show that nobody reads.
@@ -79,6 +81,7 @@ class Spool:
         self._dead = DeadFiles(self._folder / "dead")
         self._numbers, self._named_at = itertools.count(), 0
         self._used_bytes, self._files, self._looked_at = 0, 0, float("-inf")
+        self._look_every_s = _LOOK_EVERY_S
         self._closed = False
 
     def append_nowait(self, payload: bytes) -> None:
@@ -115,15 +118,17 @@ class Spool:
     def _check_room(self, size: int) -> None:
         age = time.monotonic() - self._looked_at
         full = self._used_bytes + size > self._max_bytes
-        if age > _LOOK_EVERY_S or (full and age > _LOOK_WHEN_FULL_S):
+        if age > self._look_every_s * (_LOOK_WHEN_FULL if full else 1):
             self._look()
             full = self._used_bytes + size > self._max_bytes
         if full:
             raise BufferFull(f"spool: {self._max_bytes} bytes")
 
     def _look(self) -> None:
+        began = time.monotonic()
         sizes = [size for _, size in self._segments()]
         self._used_bytes, self._files, self._looked_at = sum(sizes), len(sizes), time.monotonic()
+        self._look_every_s = max(_LOOK_EVERY_S, (self._looked_at - began) / _LOOK_PART)
 
     def _segments(self) -> Iterator[tuple[str, int]]:
         try:

@@ -13,7 +13,8 @@ import msgspec
 
 from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.openai.estimate import delivered_texts, text_bytes
-from fluxgate_mw.openai.sse import NOT_PLAIN, event_data, plain_delta, split_events
+from fluxgate_mw.openai.plain import NOT_PLAIN, plain_delta
+from fluxgate_mw.openai.sse import event_data, split_events
 from fluxgate_mw.openai.usage import read_usage, reported_cost_nanos
 from fluxgate_mw.recorder import safe_message
 from fluxgate_mw.semconv import Status

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fluxgate_mw import diagnostics
+from fluxgate_mw import diagnostics, pricing
 from fluxgate_mw.call import Call
 from fluxgate_mw.event import TokenUsage, UsageEvent
 from fluxgate_mw.openai import unfinished
@@ -176,6 +176,13 @@ class OpenAICall(Call, eq=False):
             asked=self._asked,
             answered=self._answered_content(content, answer),
         )
+
+    def is_made_quickly(self) -> bool:
+        """See `Call`. So it is where a stream told its usage, nothing is to be redacted, and the price is at hand."""
+        answer = self._answer
+        if answer is None or answer.usage is None or self._asked is not None or answer.texts is not None:
+            return False
+        return self.stream and pricing.is_at_hand(self.provider, answer.model)
 
     def provider_name(self) -> str:
         """Return the provider by host; an Azure client that talks to a host that is not known talks to Azure."""

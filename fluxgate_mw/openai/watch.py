@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copyreg
 import os
-import re
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.openai.answer import Answer
-from fluxgate_mw.openai.sse import plain_span, split_events, without_null_usage
+from fluxgate_mw.openai.plain import Glance, alike, plain_event
+from fluxgate_mw.openai.sse import split_events, without_null_usage
 from fluxgate_mw.recorder import guarded
 
 __all__ = ["Watch", "watch"]
@@ -24,12 +24,8 @@ __all__ = ["Watch", "watch"]
 MOST_HELD_BYTES: Final = 8 * 1024 * 1024
 """An event or a JSON answer larger than this passes unread; its call ends with what is known."""
 
-_is_plain: Final = re.compile(rb'[^"\\\n\r\x80-\xff]*').fullmatch
-"""Of a part of a chunk: it is a text with nothing in it that could end it or that could be no text."""
-
-_Shape = tuple[bytes, bytes, int, int, "bytes | None"]
-"""What is before and after the text of an event, how long both are, and what the caller gets after it, where that
-differs."""
+MOST_GLANCES: Final = 8
+"""How often it is worth learning what plain events look like in a stream where each looks different."""
 
 End = Callable[[Answer, "BaseException | None", bool], None]
 
@@ -56,9 +52,10 @@ class Watch:
         "_body",
         "_end",
         "_first",
+        "_glance",
+        "_glances",
         "_held",
         "_hide_usage",
-        "_shape",
         "_sse",
         "answer",
         "done",
@@ -76,7 +73,8 @@ class Watch:
         self._held = b""
         self._body = bytearray()
         self._blind = False
-        self._shape: _Shape | None = None
+        self._glance: Glance | None = None
+        self._glances = 0
         self.answer = Answer(keep_texts=keep_texts)
         self.done = False
         self.inside = False
@@ -84,13 +82,10 @@ class Watch:
 
     def feed(self, chunk: bytes) -> bytes:
         """Read a chunk and return what of it the caller gets now."""
-        shape, held = self._shape, self._held
-        if shape is not None and not held:
-            before, after, start, tail, shown = shape
-            end = len(chunk) - tail
-            if end >= start and chunk.startswith(before) and chunk.endswith(after) and _is_plain(chunk, start, end):
-                self.answer.delivered_bytes += end - start
-                return chunk if shown is None else chunk[:end] + shown
+        glance, held = self._glance, self._held
+        if glance is not None and not held and (known := glance(chunk)) is not None:
+            self.answer.delivered_bytes += known[1]
+            return known[0]
         if self._blind:
             return chunk
         if not self.seen:
@@ -104,7 +99,7 @@ class Watch:
         else:
             passed = guarded("openai_stream", self._read, chunk)
         if passed is None:
-            self._held, self._body, self._blind, self._shape = b"", bytearray(), True, None
+            self._held, self._body, self._blind, self._glance = b"", bytearray(), True, None
             return held + chunk if self._hide_usage else chunk
         return passed
 
@@ -134,23 +129,17 @@ class Watch:
         self._end = _nobody
 
     def _pass_plain(self, chunk: bytes) -> bytes | None:
-        """Return what the caller gets of a chunk that is one event with nothing to see but its text, else None.
-
-        Such events differ in their text only: what is before and after it is remembered, and not looked at again.
-        """
+        """Return what the caller gets of a chunk that is one plain event, else None; remember what such look like."""
         answer = self.answer
         if answer.response_id is None or answer.texts is not None or chunk.find(b"\n\n") != len(chunk) - 2:
             return None
-        span = plain_span(chunk)
-        if span is None:
+        if (plain := plain_event(chunk)) is None:
             return None
-        start, end = span
-        answer.delivered_bytes += end - start
-        passed = without_null_usage(chunk) if self._hide_usage else chunk
-        intact = len(passed) == len(chunk)
-        if intact or passed.startswith(chunk[:end]):
-            self._shape = chunk[:start], chunk[end:], start, len(chunk) - end, None if intact else passed[end:]
-        return passed
+        answer.delivered_bytes += plain[2]
+        if self._glances < MOST_GLANCES:
+            self._glances += 1
+            self._glance = alike(chunk, plain, hide_usage=self._hide_usage)
+        return without_null_usage(chunk) if self._hide_usage else chunk
 
     def _read(self, chunk: bytes) -> bytes:
         if not self._sse:
@@ -227,15 +216,14 @@ def _make_watched_class(base: Any) -> type:
 
 def _sync_methods(base: Any) -> dict[str, Any]:
     def followed(self: Any, watch: Watch, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        watch.inside = True
         try:
-            while True:
-                watch.inside = True
-                chunk = next(chunks, None)
-                watch.inside = False
-                if chunk is None:
-                    break
+            for chunk in chunks:
                 if passed := watch.feed(chunk):
+                    watch.inside = False
                     yield passed
+                    watch.inside = True
+            watch.inside = False
             if rest := watch.flush():
                 yield rest
             watch.finish(exhausted=True)
@@ -263,15 +251,14 @@ def _sync_methods(base: Any) -> dict[str, Any]:
 
 def _async_methods(base: Any) -> dict[str, Any]:
     async def followed(self: Any, watch: Watch, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        watch.inside = True
         try:
-            while True:
-                watch.inside = True
-                chunk = await anext(chunks, None)
-                watch.inside = False
-                if chunk is None:
-                    break
+            async for chunk in chunks:
                 if passed := watch.feed(chunk):
+                    watch.inside = False
                     yield passed
+                    watch.inside = True
+            watch.inside = False
             if rest := watch.flush():
                 yield rest
             watch.finish(exhausted=True)

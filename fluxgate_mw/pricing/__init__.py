@@ -17,10 +17,17 @@ if TYPE_CHECKING:
     from fluxgate_mw.pricing.costs import price, table_version
     from fluxgate_mw.pricing.override import CostOverride
     from fluxgate_mw.pricing.price_file import PriceFile
+    from fluxgate_mw.pricing.table import is_at_hand
 
-__all__ = ["CostOverride", "Price", "PriceFile", "price", "provider_of_host", "table_version"]
+__all__ = ["CostOverride", "Price", "PriceFile", "is_at_hand", "price", "provider_of_host", "table_version"]
 
-_LATER: Final = {"CostOverride": "override", "PriceFile": "price_file", "price": "costs", "table_version": "costs"}
+_LATER: Final = {
+    "CostOverride": "override",
+    "PriceFile": "price_file",
+    "is_at_hand": "table",
+    "price": "costs",
+    "table_version": "costs",
+}
 
 
 class Price(msgspec.Struct, frozen=True, gc=False):

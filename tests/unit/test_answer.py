@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxgate_mw.openai.answer import Answer, status_of
-from fluxgate_mw.openai.sse import NOT_PLAIN, event_data, plain_delta, split_events, without_null_usage
+from fluxgate_mw.openai.plain import NOT_PLAIN, plain_delta
+from fluxgate_mw.openai.sse import event_data, split_events, without_null_usage
 
 
 def event(data: object) -> bytes:

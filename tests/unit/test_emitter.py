@@ -13,6 +13,7 @@ import weakref
 
 import pytest
 
+from fluxgate_mw import diagnostics
 from fluxgate_mw.buffer.emitter import Emitter
 from fluxgate_mw.buffer.memory import MemoryBuffer, MemoryStream
 from fluxgate_mw.buffer.spool import Spool
@@ -400,6 +401,49 @@ def test_events_that_follow_each_other_wait_for_one_look(make, folder, monkeypat
         emitter.emit(numbered(number))
     wait_until(lambda: emitter.statistics().spooled == 100)
     assert len(batches) == 2
+
+
+def polling(emitter):
+    """Have the emitter's loop poll, as it does after an event."""
+    emitter.emit(numbered(0))
+    wait_until(lambda: emitter.statistics().spooled == 1)
+
+
+def test_a_spool_that_fails_while_the_loop_polls_loses_nothing(make, folder):
+    """What comes right after another event waits while it cannot be written, and arrives once it can."""
+    spool = Stuck(folder)
+    emitter = make(spool=lambda: spool)
+    polling(emitter)
+    spool.failing = True
+    emitter.emit(numbered(1))
+    wait_until(lambda: emitter._delivery._held_back)
+    emitter.emit(numbered(2))
+    assert emitter.statistics().queued == 2
+    spool.failing = False
+    assert emitter.flush(5)
+    assert_conserved(emitter.statistics(), 3)
+    emitter.stop()
+    assert spooled_numbers(folder) == [0, 1, 2]
+
+
+def test_a_fault_while_the_loop_polls_loses_nothing(make, folder, monkeypatch):
+    """An error that no spool should raise is counted, and the loop goes on."""
+    emitter = make()
+    polling(emitter)
+    append, faults = emitter._delivery.spool.append_nowait, [ZeroDivisionError("a fault")]
+
+    def faulty(payload):
+        if faults:
+            raise faults.pop()
+        append(payload)
+
+    monkeypatch.setattr(emitter._delivery.spool, "append_nowait", faulty)
+    before = diagnostics.counts().get("bug_delivery", 0)
+    emitter.emit(numbered(1))
+    wait_until(lambda: emitter.statistics().spooled == 2)
+    assert diagnostics.counts()["bug_delivery"] == before + 1
+    emitter.stop()
+    assert spooled_numbers(folder) == [0, 1]
 
 
 def test_one_event_and_then_silence_can_be_read(make, folder):

@@ -269,15 +269,56 @@ def test_foreign_files_are_left_alone(folder):
 
 
 def test_a_folder_that_was_deleted_is_made_again(folder):
-    """After somebody deleted the folder, the next write is safe in a new one."""
+    """What was written to a segment that somebody deleted since is there again when it is sealed, and what came after.
+
+    Nothing of a segment that was sealed, and so no longer ours, comes back.
+    """
     spool = Spool(folder)
+    spool.append_nowait(one(9))
+    spool.seal()
     spool.append_nowait(one(0))
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
     spool.append_nowait(one(1))
     spool.seal()
+    spool.append_nowait(one(2))
+    spool.seal()
+    assert [path.stat().st_mode & 0o777 for path in folder.glob("*.seg")] == [0o600] * 2
+    assert spooled_numbers(folder) == [0, 1, 2]
+
+
+def test_a_deleted_segment_that_cannot_be_written_again_is_an_error_of_ours(folder):
+    """Where not even the folder can be made, sealing says so, and the next write tries anew."""
+    spool = Spool(folder)
+    spool.append_nowait(one(0))
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    folder.write_bytes(b"")
+    with pytest.raises(BackendUnavailable):
+        spool.seal()
+    folder.unlink()
+    spool.append_nowait(one(1))
+    spool.seal()
     assert spooled_numbers(folder) == [1]
+
+
+def test_a_crowded_folder_is_looked_at_less_often(folder, monkeypatch):
+    """Looking at the folder takes at most a fiftieth of the time, however many files there are."""
+    spool, now, looks = Spool(folder), [1000.0], []
+
+    def look():
+        looks.append(now[0])
+        now[0] += 0.5
+        return iter(())
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(spool, "_segments", look)
+    for _ in range(200):
+        spool.append_nowait(one(0))
+        now[0] += 0.5
+    assert 4 <= len(looks) <= 5
 
 
 def test_an_unusable_folder_is_an_error_of_ours(tmp_path):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluxgate_mw.openai import watch as watch_module
+from fluxgate_mw.openai.plain import alike, plain_event
 from fluxgate_mw.openai.watch import MOST_HELD_BYTES, Watch
 
 _BASE = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o-mini"}
@@ -32,7 +35,8 @@ def _chunks(draw: Any) -> tuple[str, bytes, bytes]:
     first = draw(st.booleans())
     null = {"usage": None}
     plain = {**_BASE, "choices": [choice], **padding}
-    asked = {**_BASE, **null, "choices": [choice], **padding} if first else {**plain, **null}
+    last = {**_BASE, "choices": [choice], **null, **padding} if draw(st.booleans()) else {**plain, **null}
+    asked = {**_BASE, **null, "choices": [choice], **padding} if first else last
     ascii_only = draw(st.booleans())
     return text, _event(asked, ascii_only=ascii_only), _event(plain, ascii_only=ascii_only)
 
@@ -68,6 +72,79 @@ def test_any_split(chunks, data):
     parts = [body[start:end] for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True)]
     passed = b"".join(watch.feed(part) for part in parts if part) + watch.flush()
     assert passed == b"".join(plain for _, _, plain in chunks)
+
+
+_SAID = ["Hi", " there", "\n\n", ' "quoted"', "grüß", "你好", "\U0001f600", "a\\b", "", "},", "x" * 500]
+
+
+@pytest.mark.parametrize("hide_usage", [True, False], ids=["hidden", "shown"])
+@pytest.mark.parametrize("ascii_only", [True, False], ids=["escaped", "utf-8"])
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "bare"])
+def test_a_stream_of_texts_is_known_at_a_glance(monkeypatch, hide_usage, ascii_only, padded):
+    """After the first text no event is decoded or searched any more, in whatever language, padded as OpenAI does."""
+    watch, passed, expected = _watch(hide_usage=hide_usage), [], []
+    for number, text in enumerate(["first", "second", *_SAID]):
+        data: dict[str, Any] = {**_BASE, "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
+        padding = {"obfuscation": "aZ0"[: 1 + number % 3] * 5} if padded else {}
+        asked = _event({**data, "usage": None, **padding}, ascii_only=ascii_only)
+        expected.append(_event({**data, **padding}, ascii_only=ascii_only) if hide_usage else asked)
+        passed.append(watch.feed(asked))
+        if number == 1:
+            monkeypatch.setattr(watch_module, "plain_event", lambda _: pytest.fail("an event was searched"))
+            monkeypatch.setattr(Watch, "_read", lambda *_: pytest.fail("an event was decoded"))
+    assert passed == expected
+    assert watch.answer.delivered_bytes == sum(len(text.encode()) for text in ["first", "second", *_SAID])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"usage": {"prompt_tokens": 1, "completion_tokens": 2}},
+        {"usage": None, "error": {"message": "no"}},
+        {"usage": None, "obfuscation": 'a","usage":{"prompt_tokens":1,"completion_tokens":2},"b":"'},
+        {"usage": None, "obfuscation": "a", "more": 1},
+    ],
+    ids=["usage", "error", "a quote in the padding", "a field more"],
+)
+def test_a_glance_takes_nothing_else_for_a_text(other):
+    """An event that brings more than the ones before it is read, however alike it begins."""
+    watch, quick = _watch(hide_usage=True), _watch(hide_usage=True)
+    data = {**_BASE, "choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
+    usual, unusual = _event({**data, "usage": None, "obfuscation": "xyz"}), _event({**data, **other})
+    for _ in range(3):
+        quick.feed(usual)
+    assert quick.feed(unusual) == watch.feed(unusual)
+    assert quick.answer.usage == watch.answer.usage
+    assert quick.answer.error_type == watch.answer.error_type
+
+
+@pytest.mark.parametrize("second", [b'"unfinished', b'"a" "b"', b'"\\x"', b'"\xff"', b'"a\nb"', b"null", b'"\\ud83d"'])
+def test_a_glance_takes_nothing_odd_for_a_text(second):
+    """What is no JSON string, or none that UTF-8 can spell, is left to the one who decodes it."""
+    data = {**_BASE, "choices": [{"index": 0, "delta": {"content": "@"}, "finish_reason": None}], "usage": None}
+    watch, event = _watch(hide_usage=False), _event(data)
+    watch.feed(event)
+    watch.feed(event)
+    counted = watch.answer.delivered_bytes
+    odd = event.replace(b'"@"', second)
+    known = plain_event(event)
+    assert known is not None
+    glance = alike(event, known, hide_usage=False)
+    assert glance is not None
+    assert glance(event) == (event, 1)
+    assert glance(odd) is None
+    assert plain_event(odd) is None
+    assert watch.feed(odd) is odd
+    assert watch.answer.delivered_bytes in (counted, counted + 3)
+
+
+def test_two_events_in_one_chunk_are_two():
+    """A chunk that begins as a text and ends as one may be several."""
+    data = {**_BASE, "choices": [{"index": 0, "delta": {"content": "ab"}, "finish_reason": None}]}
+    asked, plain = _event({**data, "usage": None, "obfuscation": "xy"}), _event({**data, "obfuscation": "xy"})
+    watch = _watch(hide_usage=True)
+    assert [watch.feed(part) for part in (asked, asked, asked * 2)] == [plain, plain, plain * 2]
+    assert watch.answer.delivered_bytes == 8
 
 
 def test_an_answer_that_is_too_large_passes_unread():
