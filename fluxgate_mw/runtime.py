@@ -261,15 +261,18 @@ class _Sink:
         self._begun = False
 
     def emit(self, event: UsageEvent, /) -> None:
-        self._fg._emitter.emit(event)  # noqa: SLF001
-        self._beside()
+        fg = self._fg
+        fg._emitter.emit(event)  # noqa: SLF001
+        if fg._flusher_wanted or not self._begun:  # noqa: SLF001
+            self._begin(fg)
 
     def defer(self, pending: Pending, /) -> None:
-        self._fg._emitter.defer(pending)  # noqa: SLF001
-        self._beside()
-
-    def _beside(self) -> None:
         fg = self._fg
+        fg._emitter.defer(pending)  # noqa: SLF001
+        if fg._flusher_wanted or not self._begun:  # noqa: SLF001
+            self._begin(fg)
+
+    def _begin(self, fg: FluxGate) -> None:
         if fg._flusher_wanted:  # noqa: SLF001
             fg._flusher.start()  # noqa: SLF001
         if not self._begun:

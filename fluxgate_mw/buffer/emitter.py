@@ -114,7 +114,7 @@ class Emitter:
             self.emit(_made(pending))
             return
         delivery.emitted += 1
-        delivery.queue.offer(pending, pending.size_bytes)
+        delivery.queue.put(pending, pending.size_bytes)
         if delivery.asleep:
             delivery.asleep = False
             delivery.wake()

@@ -31,9 +31,9 @@ class EventQueue:
         max_bytes: Most bytes that wait, the batch on its way included.
         encode: Makes and encodes an event that waits unmade; never raises.
 
-    Concurrency: `offer` from any thread, signal handler or finalizer: each of its steps is one that CPython's lock
-    makes whole, and a race between two can pass the bounds by one event a thread. The rest belongs to one loop;
-    anybody may look.
+    Concurrency: `offer` and `put` from any thread, signal handler or finalizer: each of their steps is one that
+    CPython's lock makes whole, and a race between two can pass the bounds by one event a thread. The rest belongs to
+    one loop; anybody may look.
     """
 
     def __init__(self, max_events: int, max_bytes: int, encode: Callable[[Pending], bytes]) -> None:
@@ -63,10 +63,14 @@ class EventQueue:
     def offer(self, event: bytes | Pending, size: int) -> None:
         """Queue one event, or count it as refused where the queue is full."""
         if self.has_room(size):
-            self._bytes_in += size
-            self._waiting.append((time.monotonic(), size, event))
+            self.put(event, size)
         else:
             self.refused += 1
+
+    def put(self, event: bytes | Pending, size: int) -> None:
+        """Queue one event for which there is room."""
+        self._bytes_in += size
+        self._waiting.append((time.monotonic(), size, event))
 
     def has_room(self, size: int) -> bool:
         """Return whether an event of that many bytes would be taken now."""

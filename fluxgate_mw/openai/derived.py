@@ -15,7 +15,7 @@ from openai._legacy_response import LegacyAPIResponse
 from openai._response import APIResponse, AsyncAPIResponse
 
 from fluxgate_mw.openai.tracking import call_of, register
-from fluxgate_mw.recorder import guarded
+from fluxgate_mw.recorder import guarded, in_hand
 
 __all__ = ["HELPERS", "helpers", "parsers"]
 
@@ -50,7 +50,8 @@ def _followed(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(source: Any, *args: Any, **kwargs: Any) -> Any:
         answer = original(source, *args, **kwargs)
-        guarded("openai", _follow, source, answer)
+        if in_hand.get() is None:  # else it is the client who parses, and registers what he returns
+            guarded("openai", _follow, source, answer)
         return answer
 
     return method
@@ -60,7 +61,8 @@ def _afollowed(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitab
     @functools.wraps(original)
     async def method(source: Any, *args: Any, **kwargs: Any) -> Any:
         answer = await original(source, *args, **kwargs)
-        guarded("openai", _follow, source, answer)
+        if in_hand.get() is None:
+            guarded("openai", _follow, source, answer)
         return answer
 
     return method

@@ -244,9 +244,10 @@ class _Patch:
             if origin is None:
                 self.settle(client, "_process_response", process_response, original)
                 return original(client, *args, **kwargs)
-            if in_hand.get() is None and not hasattr(type(client).request, _MARK):
+            call = in_hand.get()
+            if call is None and not hasattr(type(client).request, _MARK):
                 return self._passed_by(original, client, args, kwargs, origin)
-            note_response(kwargs)
+            note_response(call, kwargs)
             return original(client, *args, **kwargs)
 
         return _marked(yields(process_response, original))
@@ -291,9 +292,8 @@ async def _aanswered(call: OpenAICall | Retrieval, result: Awaitable[Any]) -> An
     return _answered_with(call, await result)
 
 
-def note_response(arguments: Mapping[str, Any]) -> None:
-    """Tell the running call of the response that the client's `_process_response` was given. Never raises."""
-    call = in_hand.get()
+def note_response(call: object, arguments: Mapping[str, Any]) -> None:
+    """Tell the call in hand of the response that the client's `_process_response` was given. Never raises."""
     if isinstance(call, _OURS) and "response" in arguments:
         call.response, call.retries = arguments["response"], arguments.get("retries_taken", 0)
 

@@ -56,7 +56,7 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
     chosen = choose(origin.recorder, ambient, origin.fallback)
     if chosen is None:
         return None
-    body = _body_of(options)
+    body, attributes = _body_of(options), client.__dict__
     call = OpenAICall(
         chosen,
         ambient,
@@ -68,8 +68,8 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
         client=client,
         body=body,
         options=options,
-        base_url=client.base_url,
-        azure="_azure_endpoint" in client.__dict__,
+        base_url=attributes.get("_base_url") or client.base_url,  # the property of openai 3 imports a module each time
+        azure="_azure_endpoint" in attributes,
     )
     if chosen.settings.capture_content:
         call.capture()

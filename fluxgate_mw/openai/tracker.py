@@ -13,7 +13,7 @@ from fluxgate_mw.ambient import Ambient, get
 from fluxgate_mw.frames import set_fields
 from fluxgate_mw.openai.patch import VIEW, arequested, note_response, requested
 from fluxgate_mw.openai.request import Origin
-from fluxgate_mw.recorder import Recorder
+from fluxgate_mw.recorder import Recorder, in_hand
 from fluxgate_mw.types import HasRecorder
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class _View:
         return Origin(recorder=self._fluxgate_recorder, ambient=ambient)
 
     def _process_response(self, *args: Any, **kwargs: Any) -> Any:
-        note_response(kwargs)
+        note_response(in_hand.get(), kwargs)
         return super()._process_response(*args, **kwargs)  # type: ignore[misc]
 
     def copy(self, *args: Any, **kwargs: Any) -> Self:
