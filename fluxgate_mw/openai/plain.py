@@ -57,14 +57,12 @@ def plain_event(event: bytes) -> PlainEvent | None:
     A backslash beside the text makes it no plain one: what looks like a field's name might then be inside of another
     text.
     """
-    if (start := event.find(_CHAT_TEXT)) >= 0:
-        start += len(_CHAT_TEXT)
-    elif event.startswith(_TYPED):
-        start = event.find(_TYPED_TEXT) + len(_TYPED_TEXT)
-    found = _STRING.match(event, start) if start >= len(_TYPED_TEXT) else None
+    name = _TYPED_TEXT if event.startswith(_TYPED) else _CHAT_TEXT
+    at = event.find(name)
+    found = None if at < 0 else _STRING.match(event, at + len(name))
     if found is None or not is_text(event):
         return None
-    end = found.end()
+    start, end = found.span()
     if _BACKSLASH in event and (_BACKSLASH in event[:start] or _BACKSLASH in event[end:]):
         return None
     size = _text_bytes(found.group())
@@ -92,11 +90,15 @@ def _text_bytes(string: bytes) -> int | None:
 def alike(event: bytes, known: PlainEvent, *, hide_usage: bool) -> Glance | None:
     """Return what knows the events that differ from this one in their text and their padding only; None for none.
 
+    The responses API numbers its events, so that no two are alike.
+
     Args:
         event: A plain one.
         known: What `plain_event` says of it.
         hide_usage: The caller is not to see the `"usage":null` that asking for usage adds.
     """
+    if event.startswith(_TYPED):
+        return None
     start, end, _ = known
     before, rest = event[:start], event[end:]
     padding = _PADDING.search(rest)
