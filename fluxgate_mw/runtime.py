@@ -284,7 +284,9 @@ def make_emitter(settings: Settings) -> Emitter:
     """Return the emitter that the settings describe; it opens nothing before its first event."""
     _import_streams(settings)
     return Emitter(
-        spool=partial(Spool, settings.spool_path, max_bytes=settings.spool_max_bytes),
+        spool=partial(
+            Spool, settings.spool_path, max_bytes=settings.spool_max_bytes, trusted_s=0 if settings.durable else 0.05
+        ),
         stream=None if settings.redis_url is None else partial(_any_stream, settings),
         max_events=settings.queue_max_events,
         max_bytes=settings.queue_max_bytes,

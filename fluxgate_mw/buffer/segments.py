@@ -89,16 +89,20 @@ def _is_at(descriptor: int, path: Path) -> bool:
 class SegmentWriter:
     """Write frames to one segment at a time. Concurrency: one user at a time; its owner sees to that.
 
+    Args:
+        folder: Where the segments are.
+        trusted_s: How long a segment's file is taken to be there before it is looked for again.
+
     Guarantees: `append` returns when the operating system has the frame, so that a kill -9 of this process cannot
     lose it. Nothing is synced to the device: a power cut can lose what the system had not written yet.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, trusted_s: float) -> None:
+        self._folder, self._trusted_s = folder, trusted_s
         self._descriptor: int | None = None
         self._path = folder
         self.size = 0
-        self.opened_at = 0.0
+        self.opened_at = self._seen_at = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -111,6 +115,8 @@ class SegmentWriter:
         Raises:
             OSError: Nothing of the frame is left behind.
         """
+        if self._descriptor is not None and self._is_removed():
+            self.seal()
         if self._descriptor is None:
             self._open(name)
         data = frame(payload)
@@ -128,6 +134,13 @@ class SegmentWriter:
         self.size += len(data)
         return len(data)
 
+    def _is_removed(self) -> bool:
+        now = time.monotonic()
+        if self._descriptor is None or now - self._seen_at < self._trusted_s:
+            return False
+        self._seen_at = now
+        return os.fstat(self._descriptor).st_nlink == 0
+
     def _open(self, name: str) -> None:
         unborn = self._folder / f"{name}.new"
         self._path = self._folder / f"{name}{OPEN}"
@@ -142,7 +155,8 @@ class SegmentWriter:
         except OSError:
             os.close(descriptor)
             raise
-        self._descriptor, self.size, self.opened_at = descriptor, 0, time.monotonic()
+        self._descriptor, self.size = descriptor, 0
+        self.opened_at = self._seen_at = time.monotonic()
 
     def _take_back(self) -> None:
         """Remove a torn frame; where even that fails, end the segment, so that nothing follows the torn frame."""
@@ -164,24 +178,31 @@ class SegmentWriter:
         """Give the segment to the readers, written again where somebody removed it. A no-op where none is open.
 
         Raises:
-            OSError: It could not be renamed; readers adopt it when this process ends.
+            OSError: It could not be renamed, and readers adopt it when this process ends; or not be written again, and
+                stays open for another try.
         """
         if self._descriptor is None:
             return
         sealed = self._path.with_suffix(SEALED)
         try:
             self._path.rename(sealed)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             self._write_again(os.pread(self._descriptor, self.size, 0), sealed)
-        finally:
+        except OSError:
             self.abandon()
+            raise
+        self.abandon()
 
     def _write_again(self, data: bytes, sealed: Path) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         unborn = sealed.with_suffix(".new")
-        unborn.touch(0o600)
-        unborn.write_bytes(data)
-        unborn.rename(sealed)
+        try:
+            unborn.touch(0o600)
+            unborn.write_bytes(data)
+            unborn.rename(sealed)
+        except OSError:
+            unborn.unlink(missing_ok=True)
+            raise
 
     def abandon(self) -> None:
         """Close the descriptor and touch nothing else: in a forked child the lock is still the parent's."""

@@ -14,12 +14,12 @@ Many processes write, one reads. A segment is deleted when all its entries are a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -55,6 +55,8 @@ class Spool:
         segment_bytes: A segment is sealed past this size.
         seal_after_s: A segment is sealed after this age at the latest, as far as `seal_due` is called; later, up to
             ten seconds, where hundreds of files show that nobody reads.
+        trusted_s: How long a file that is being written is taken to be there before it is looked for again. What was
+            written to one that somebody removed is written again, unless the process is killed before.
 
     Guarantees: what `append` accepted survives a kill -9 of the process; it is not synced to the device, so a power
     cut can lose the last seconds. Entries of one process come in order, unless `append_nowait` is called by several
@@ -73,8 +75,9 @@ class Spool:
         max_bytes: int = 1 << 30,
         segment_bytes: int = 4 << 20,
         seal_after_s: float = 0.25,
+        trusted_s: float = 0.05,
     ) -> None:
-        self._folder = Path(folder)
+        self._folder, self._trusted_s = Path(folder), trusted_s
         self._max_bytes, self._segment_bytes, self._seal_after_s = max_bytes, segment_bytes, seal_after_s
         self._writers: deque[SegmentWriter] = deque()
         self._reader = SpoolReader(self._folder)
@@ -97,14 +100,15 @@ class Spool:
             self._check_room(len(payload))
             self._used_bytes += writer.append(payload, self._new_name())
             if writer.size >= self._segment_bytes:
-                writer.seal()
+                with contextlib.suppress(OSError):
+                    writer.seal()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _checked_out(self) -> Iterator[SegmentWriter]:
         try:
             writer = self._writers.pop()
         except IndexError:
-            writer = SegmentWriter(self._folder)
+            writer = SegmentWriter(self._folder, self._trusted_s)
         try:
             yield writer
         finally:
@@ -171,12 +175,12 @@ class Spool:
                         due.append(due_in_s)
         return min(due, default=None)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _checked_out_oldest(self) -> Iterator[SegmentWriter]:
         try:
             writer = self._writers.popleft()
         except IndexError:
-            writer = SegmentWriter(self._folder)
+            writer = SegmentWriter(self._folder, self._trusted_s)
         try:
             yield writer
         finally:
@@ -303,7 +307,7 @@ class Spool:
             raise ClosedError("the spool is closed")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield

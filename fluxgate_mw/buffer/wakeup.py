@@ -42,15 +42,20 @@ class Wakeup:
         Args:
             seconds: How long.
             worth_it: Asked then whether to return; if not, the wait begins anew. Costs less than to return for nothing.
+                What it raises is the event loop's, and ends the wait.
         """
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
 
         def look() -> None:
-            if self._is_set or worth_it is None or worth_it():
-                self.set()
-            else:
-                self._timer = loop.call_later(seconds, look)
+            returns = True
+            try:
+                returns = self._is_set or worth_it is None or worth_it()
+            finally:
+                if returns:
+                    self.set()
+                else:
+                    self._timer = loop.call_later(seconds, look)
 
         self._timer = loop.call_later(0 if self._is_set else seconds, look)
         try:

@@ -6,6 +6,7 @@ bytes are, reading them never raises: what cannot be read is left out, and the e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -205,10 +206,10 @@ class Answer:
     def _refuse(self, data: bytes) -> None:
         """Take note of an event over which the client raises: one that is no JSON."""
         try:
-            msgspec.json.decode(data.decode())
+            json.loads(data.decode())
         except UnicodeDecodeError as error:
             self._fail({"type": type(error).__name__})
-        except _UNREADABLE:
+        except (ValueError, RecursionError):
             self._fail({"type": "JSONDecodeError"})
 
     def _take_deltas(self, choices: Iterable[_Delta]) -> None:
@@ -279,10 +280,10 @@ class Answer:
 
 
 def _tolerated(body: bytes, kind: type[Any]) -> Any:
-    """Return what of an oddly shaped JSON object fits `kind`; None where it is no JSON object."""
+    """Return what of an oddly shaped JSON object fits `kind`; None where it is none for the client, who asks `json`."""
     try:
-        decoded = msgspec.json.decode(body)
-    except _UNREADABLE:
+        decoded = json.loads(body.decode())
+    except (ValueError, RecursionError):
         return None
     if not isinstance(decoded, dict):
         return None

@@ -182,7 +182,7 @@ class OpenAICall(Call, eq=False):
         answer = self._answer
         if answer is None or answer.usage is None or self._asked is not None or answer.texts is not None:
             return False
-        return self.stream and pricing.is_at_hand(self.provider, answer.model)
+        return self.stream and self.recorder.price_file is None and pricing.is_at_hand(self.provider, answer.model)
 
     def provider_name(self) -> str:
         """Return the provider by host; an Azure client that talks to a host that is not known talks to Azure."""

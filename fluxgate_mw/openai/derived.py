@@ -50,7 +50,7 @@ def _followed(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(source: Any, *args: Any, **kwargs: Any) -> Any:
         answer = original(source, *args, **kwargs)
-        if in_hand.get() is None:  # else it is the client who parses, and registers what he returns
+        if not _is_in_hand(source):
             guarded("openai", _follow, source, answer)
         return answer
 
@@ -61,11 +61,17 @@ def _afollowed(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitab
     @functools.wraps(original)
     async def method(source: Any, *args: Any, **kwargs: Any) -> Any:
         answer = await original(source, *args, **kwargs)
-        if in_hand.get() is None:
+        if not _is_in_hand(source):
             guarded("openai", _follow, source, answer)
         return answer
 
     return method
+
+
+def _is_in_hand(source: Any) -> bool:
+    """Say whether it is the client who makes the answer of the running call, which is registered when he returns it."""
+    response = getattr(in_hand.get(), "response", None)
+    return response is not None and getattr(source, "http_response", None) is response
 
 
 def _follow(source: object, answer: object) -> None:

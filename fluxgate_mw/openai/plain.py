@@ -73,7 +73,9 @@ def _is_all(event: bytes, end: int) -> bool:
     """Say whether an event brings nothing beside the text that ends there."""
     if event.startswith(_TYPED):
         return event.find(b'"usage"') < 0
-    if not event.startswith(b"}", end) or event.find(_CHAT_END, end) < 0 or event.find(b'"delta"', end) >= 0:
+    if not event.startswith(b"}", end) or event.find(_CHAT_END, end) < 0:
+        return False
+    if event.count(b'"delta"') > 1 or event.count(b'"finish_reason"') > 1:
         return False
     return event.find(b'"error"') < 0 and (event.find(b'"usage":null') >= 0 or event.find(b'"usage"') < 0)
 
@@ -100,12 +102,13 @@ def alike(event: bytes, known: PlainEvent, *, hide_usage: bool) -> Glance | None
     if event.startswith(_TYPED):
         return None
     start, end, _ = known
-    before, rest = event[:start], event[end:]
+    before, rest = event[: start + 1], event[end - 1 :]
     padding = _PADDING.search(rest)
     middle, after = (rest, b"") if padding is None else (rest[: padding.start()], rest[padding.end() :])
     shown_before, shown_middle = before, middle
     if hide_usage:
         shown_before, shown_middle = without_null_usage(before), without_null_usage(middle)
+    shown_before, shown_middle = shown_before[:-1], shown_middle[1:]
     first, width, needle, cut = len(before), len(middle), middle[:_NEEDLE], -len(after)
 
     def glance(chunk: bytes) -> tuple[bytes, int] | None:
@@ -114,7 +117,7 @@ def alike(event: bytes, known: PlainEvent, *, hide_usage: bool) -> Glance | None
         at = chunk.find(needle, first)
         if not chunk.startswith(middle, at):
             return None
-        string, tail = chunk[first:at], chunk[at + width :]
+        string, tail = chunk[first - 1 : at + 1], chunk[at + width :]
         if tail != after and not (cut and tail[cut:] == after and tail[:cut].isalnum()):
             return None
         try:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
+import openai
+from openai._base_client import SyncAPIClient
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import Ambient, get
@@ -21,6 +23,8 @@ __all__ = ["Origin", "begin"]
 
 _AZURE_V1: Final = "/openai/v1"
 _NO_BODY: Final[Mapping[str, Any]] = {}
+_PLAIN: Final = frozenset({SyncAPIClient.base_url, openai.OpenAI.base_url, openai.AsyncOpenAI.base_url})
+"""Properties that return `_base_url`; those of openai 3 import a module first, each time."""
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -56,7 +60,7 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
     chosen = choose(origin.recorder, ambient, origin.fallback)
     if chosen is None:
         return None
-    body, attributes = _body_of(options), client.__dict__
+    body = _body_of(options)
     call = OpenAICall(
         chosen,
         ambient,
@@ -68,8 +72,8 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
         client=client,
         body=body,
         options=options,
-        base_url=attributes.get("_base_url") or client.base_url,  # the property of openai 3 imports a module each time
-        azure="_azure_endpoint" in attributes,
+        base_url=client._base_url if type(client).base_url in _PLAIN else client.base_url,  # noqa: SLF001
+        azure="_azure_endpoint" in client.__dict__,
     )
     if chosen.settings.capture_content:
         call.capture()

@@ -154,8 +154,8 @@ def tariff_of(provider: str | None, model: str | None) -> Tariff | str:
 
 
 def is_at_hand(provider: str | None, model: str | None) -> bool:
-    """Return whether a model's tariff is asked for again: nothing is read or searched for it any more."""
-    return (provider, model) in _resolved
+    """Return whether a model has a tariff, and was asked for before: nothing is read or searched for it any more."""
+    return isinstance(_resolved.get((provider, model)), Tariff)
 
 
 def _resolve(provider: str | None, model: str | None) -> Tariff | str:

@@ -404,6 +404,35 @@ def test_the_module_level_client(monkeypatch):
     assert [event.operation_name for event in events] == ["chat", "embeddings"]
 
 
+class Elsewhere(openai.OpenAI):
+    """A subclass with an address of its own."""
+
+    @property
+    def base_url(self) -> Any:
+        """Where it calls."""
+        return type(self._base_url)("https://api.mistral.ai/v1/")
+
+    @base_url.setter
+    def base_url(self, url: Any) -> None:
+        """Stay there."""
+
+
+def test_an_address_that_a_client_has_of_its_own(monkeypatch):
+    """The module's client goes where `openai.base_url` says, though it was used before; a subclass may say it too."""
+    service = Service()
+    monkeypatch.setattr(openai, "api_key", "sk-test")
+    monkeypatch.setattr(openai, "base_url", None)
+    monkeypatch.setattr(openai, "http_client", sync_client(service)._client)
+    openai._reset_client()
+    with recorded() as events:
+        openai.chat.completions.create(model="gpt-4o-mini", messages=HELLO)
+        monkeypatch.setattr(openai, "base_url", "https://api.groq.com/v1/")
+        openai.chat.completions.create(model="gpt-4o-mini", messages=HELLO)
+        sync_client(service, Elsewhere).chat.completions.create(model="gpt-4o-mini", messages=HELLO)
+    openai._reset_client()
+    assert [event.provider_name for event in events] == ["openai", "groq", "mistral"]
+
+
 class OwnClient(openai.OpenAI):
     """A subclass with a method of its own."""
 

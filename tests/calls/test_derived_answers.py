@@ -10,7 +10,7 @@ from openai._response import APIResponse, AsyncAPIResponse
 from openai.lib.streaming.chat import ChatCompletionStream
 from openai.lib.streaming.responses import AsyncResponseStream
 
-from fluxgate_mw import instrument_openai, tracking
+from fluxgate_mw import instrument_openai, track, tracking
 from tests.calls.mocks import (
     CHAT,
     MESSAGES,
@@ -140,6 +140,14 @@ def test_undone_the_methods_are_the_very_ones_found(fg):
     assert all(owner.__dict__[name] is not method for (owner, name), method in zip(METHODS, found, strict=True))
     undo()
     assert [owner.__dict__[name] for owner, name in METHODS] == found
+
+
+def test_a_raw_response_that_is_parsed_inside_of_another_call(events):
+    """What is parsed while something else is tracked belongs to what it was made of."""
+    raw = sync_client(lambda r: answer(CHAT)).chat.completions.with_raw_response.create(**CREATE)
+    with track():
+        parsed = raw.parse()
+    assert tracking(parsed).tracking_id == tracking(raw).tracking_id
 
 
 def test_what_belongs_to_nobody_stays_unknown(events):

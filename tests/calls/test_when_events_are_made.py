@@ -96,3 +96,19 @@ def test_what_is_still_to_be_redacted_is_made_later(monkeypatch):
         assert sink.made == []
     finally:
         fg.stop()
+
+
+def test_what_has_a_price_in_the_users_list_is_made_later(monkeypatch, tmp_path):
+    """Such a list may be long."""
+    path = tmp_path / "prices.json"
+    path.write_text('{"prices": [{"model": "gpt-4o*", "input_cost_per_1m_tokens": 1, "output_cost_per_1m_tokens": 1}]}')
+    monkeypatch.setattr(table, "_resolved", {})
+    fg = FluxGate(price_file=path)
+    sink = fg.recorder.sink = Told()
+    try:
+        for _ in range(2):
+            _read(OBLIGING)
+            assert sink.later[-1].tracking.cost_nanos == 15_000
+    finally:
+        fg.stop()
+    assert len(sink.later) == 2

@@ -123,6 +123,26 @@ def test_a_quick_look_passes_over_nothing_of_interest(fields):
     assert plain_delta(event(chunk("a", **fields))) == NOT_PLAIN
 
 
+def test_an_earlier_choice_is_not_passed_over():
+    """Of two choices in one event, the last a mere text, the first counts too."""
+    text = {"index": 1, "delta": {"content": "x"}, "finish_reason": None}
+    answer = Answer()
+    answer.read_event(event(chunk("a")))
+    answer.read_event(event({"id": "c-1", "choices": [{"delta": {}, "finish_reason": "content_filter"}, text]}))
+    assert answer.outcome_status() == "BLOCKED"
+    called = {"delta": {"tool_calls": [{"index": 0, "function": {"arguments": "1234567"}}]}, "finish_reason": None}
+    answer.read_event(event({"id": "c-1", "choices": [called, text]}))
+    assert answer.delivered_bytes == 1 + 1 + 7 + 1
+
+
+def test_half_a_pair_of_surrogates_is_no_error():
+    """What the client's own decoder takes is no error of the call."""
+    answer = Answer()
+    answer.read_event(event(chunk("a")))
+    answer.read_event(b'data: {"id":"c-1","choices":[{"delta":{"content":"\\ud83d"},"finish_reason":null}]}\n\n')
+    assert (answer.status, answer.error_type, answer.delivered_bytes) == (None, None, 1 + 3)
+
+
 @given(
     st.lists(st.sampled_from([b"data: a", b"data: b\ndata: c", b"event: x\ndata: {}", b": note", b"data: \xc3\xa4"])),
     st.sampled_from([b"\n", b"\r\n", b"\r"]),

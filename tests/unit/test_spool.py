@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import anyio
 import pytest
@@ -289,7 +291,7 @@ def test_a_folder_that_was_deleted_is_made_again(folder):
 
 
 def test_a_deleted_segment_that_cannot_be_written_again_is_an_error_of_ours(folder):
-    """Where not even the folder can be made, sealing says so, and the next write tries anew."""
+    """Where not even the folder can be made, sealing says so, keeps what it has, and tries anew."""
     spool = Spool(folder)
     spool.append_nowait(one(0))
     for path in folder.iterdir():
@@ -299,9 +301,39 @@ def test_a_deleted_segment_that_cannot_be_written_again_is_an_error_of_ours(fold
     with pytest.raises(BackendUnavailable):
         spool.seal()
     folder.unlink()
+    assert spool.seal_due() is not None
     spool.append_nowait(one(1))
     spool.seal()
-    assert spooled_numbers(folder) == [1]
+    assert spooled_numbers(folder) == [0, 1]
+
+
+def test_what_is_written_after_the_folder_was_deleted_survives_a_kill(folder):
+    """Where a file is looked for at each write, as in durable mode, nothing is written to one that is gone."""
+    code = (
+        "import os, shutil, sys; from pathlib import Path; from fluxgate_mw.buffer.spool import Spool; "
+        "from tests.unit.test_spool import one; folder = Path(sys.argv[1]); spool = Spool(folder, trusted_s=0); "
+        "spool.append_nowait(one(0)); shutil.rmtree(folder); [spool.append_nowait(one(n)) for n in (1, 2)]; os._exit(9)"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    assert process.returncode == 9
+    assert spooled_numbers(folder) == [0, 1, 2]
+
+
+def test_a_frame_that_was_written_is_not_refused_for_its_seal(folder, monkeypatch):
+    """Where a full segment cannot be sealed, what it holds was accepted all the same, and is read later."""
+    rename, failures = Path.rename, [OSError(errno.EIO, "I/O error")]
+
+    def failing(path, target):
+        if str(target).endswith(".seg") and failures:
+            raise failures.pop()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    spool = Spool(folder, segment_bytes=1)
+    spool.append_nowait(one(0))
+    spool.append_nowait(one(1))
+    assert failures == []
+    assert spooled_numbers(folder) == [0, 1]
 
 
 def test_a_crowded_folder_is_looked_at_less_often(folder, monkeypatch):

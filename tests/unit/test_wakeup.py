@@ -62,6 +62,19 @@ def test_it_looks_again_until_it_is_worth_it():
     slept(main)
 
 
+def test_what_a_look_raises_ends_the_wait():
+    """A look that fails, by whatever, does not leave the wait without an end."""
+
+    def fail():
+        raise asyncio.CancelledError
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        await Wakeup().wait(0.001, fail)
+
+    slept(main)
+
+
 def test_the_loop_is_of_no_policy(monkeypatch):
     """An application's policy, which may be another library's, makes no loop of ours."""
     loops = []

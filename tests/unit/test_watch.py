@@ -118,7 +118,9 @@ def test_a_glance_takes_nothing_else_for_a_text(other):
     assert quick.answer.error_type == watch.answer.error_type
 
 
-@pytest.mark.parametrize("second", [b'"unfinished', b'"a" "b"', b'"\\x"', b'"\xff"', b'"a\nb"', b"null", b'"\\ud83d"'])
+@pytest.mark.parametrize(
+    "second", [b'"unfinished', b'"a" "b"', b'"\\x"', b'"\xff"', b'"a\nb"', b'\n"a"', b"null", b'"\\ud83d"']
+)
 def test_a_glance_takes_nothing_odd_for_a_text(second):
     """What is no JSON string, or none that UTF-8 can spell, is left to the one who decodes it."""
     data = {**_BASE, "choices": [{"index": 0, "delta": {"content": "@"}, "finish_reason": None}], "usage": None}
