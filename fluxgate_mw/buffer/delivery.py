@@ -403,14 +403,15 @@ class Delivery:
     def _seal_due(self) -> float | None:
         try:
             return self.spool.seal_due()
-        except BackendUnavailable:
-            return self.limits.interval_s
+        except BackendUnavailable as error:
+            _note_unsealed(error)
+            return _HELD_BACK_S
 
     def _seal(self) -> None:
         try:
             self.spool.seal()
-        except BackendUnavailable:
-            diagnostics.note("spool_not_sealed", "the spool could not seal a segment; the next reader adopts it")
+        except BackendUnavailable as error:
+            _note_unsealed(error)
 
     def _report_drops(self) -> None:
         total, now = self.total_dropped, time.monotonic()
@@ -418,3 +419,7 @@ class Delivery:
             reasons = dict(self.dropped) | ({"queue_full": self.queue.refused} if self.queue.refused else {})
             _log.error("usage events dropped: %d since the last report; in all %s", total - self._reported, reasons)
             self._reported, self._reported_at = total, now
+
+
+def _note_unsealed(error: BackendUnavailable) -> None:
+    diagnostics.note("spool_not_sealed", f"a segment of the spool waits, and is read later: {error}")

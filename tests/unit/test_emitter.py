@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -444,6 +445,19 @@ def test_a_fault_while_the_loop_polls_loses_nothing(make, folder, monkeypatch):
     assert diagnostics.counts()["bug_delivery"] == before + 1
     emitter.stop()
     assert spooled_numbers(folder) == [0, 1]
+
+
+def test_a_segment_that_cannot_be_sealed_is_sealed_once_it_can(make, folder):
+    """Somebody put a file where the spool's folder was: that is noted, and what was written is there in the end."""
+    emitter = make(spool=lambda: Spool(folder, seal_after_s=1))
+    polling(emitter)
+    before = diagnostics.counts().get("spool_not_sealed", 0)
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+    wait_until(lambda: diagnostics.counts().get("spool_not_sealed", 0) > before)
+    folder.unlink()
+    wait_until(lambda: list(folder.glob("*.seg")))
+    assert spooled_numbers(folder) == [0]
 
 
 def test_one_event_and_then_silence_can_be_read(make, folder):
