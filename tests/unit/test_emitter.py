@@ -277,13 +277,16 @@ async def test_aflush_does_not_block_the_loop(make, folder):
 @pytest.mark.anyio
 async def test_a_cancelled_aflush_takes_nothing_back(make, folder):
     """Cancelling `aflush` leaves the delivery as it was."""
-    emitter = make()
+    spool = Stuck(folder)
+    spool.failing = True
+    emitter = make(spool=lambda: spool)
     emitter.emit(numbered(0))
     task = asyncio.create_task(emitter.aflush(5))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    spool.failing = False
     assert await emitter.aflush(5)
     assert await emitter.astop()
     assert spooled_numbers(folder) == [0]
