@@ -19,7 +19,7 @@ import msgspec
 from fluxgate_mw import diagnostics
 from fluxgate_mw.buffer.emitter import Emitter, EmitterStatistics
 from fluxgate_mw.buffer.pack import pack, unpack
-from fluxgate_mw.buffer.spool import Spool
+from fluxgate_mw.buffer.spool import TRUSTED_S, Spool
 from fluxgate_mw.errors import BackendError
 from fluxgate_mw.event import UsageEvent, decode_event
 from fluxgate_mw.extras import load
@@ -285,7 +285,10 @@ def make_emitter(settings: Settings) -> Emitter:
     _import_streams(settings)
     return Emitter(
         spool=partial(
-            Spool, settings.spool_path, max_bytes=settings.spool_max_bytes, trusted_s=0 if settings.durable else 0.05
+            Spool,
+            settings.spool_path,
+            max_bytes=settings.spool_max_bytes,
+            trusted_s=0 if settings.durable else TRUSTED_S,
         ),
         stream=None if settings.redis_url is None else partial(_any_stream, settings),
         max_events=settings.queue_max_events,

@@ -33,8 +33,9 @@ from fluxgate_mw.buffer.spool_reader import SpoolReader
 from fluxgate_mw.errors import BackendUnavailable, BufferFull, ClosedError
 from fluxgate_mw.types import Entry
 
-__all__ = ["Spool"]
+__all__ = ["TRUSTED_S", "Spool"]
 
+TRUSTED_S: Final = 0.05
 _T = TypeVar("_T")
 _POLL_S: Final = 0.05
 _LOOK_EVERY_S: Final = 1.0
@@ -75,7 +76,7 @@ class Spool:
         max_bytes: int = 1 << 30,
         segment_bytes: int = 4 << 20,
         seal_after_s: float = 0.25,
-        trusted_s: float = 0.05,
+        trusted_s: float = TRUSTED_S,
     ) -> None:
         self._folder, self._trusted_s = Path(folder), trusted_s
         self._max_bytes, self._segment_bytes, self._seal_after_s = max_bytes, segment_bytes, seal_after_s
