@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Outcome",
     "Recorder",
+    "at_process_end",
     "capturing",
     "choose",
     "guarded",
@@ -173,6 +174,9 @@ def _redacted(content: Any, redact: Callable[[str], str]) -> Any:
 
 in_hand: ContextVar[object] = ContextVar("fluxgate_in_hand", default=None)
 """The call that this context is inside of: what is sent to a provider meanwhile is accounted for."""
+at_process_end: list[Callable[[], None]] = []
+"""What ends the calls that are still open when the process ends, before its last events are delivered."""
+
 _captures: list[list[UsageEvent]] = []
 _default: dict[str, Any] = {"recorder": None, "factory": None}
 

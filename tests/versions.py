@@ -142,7 +142,15 @@ ENVIRONMENTS: Final = (
         ("tests/beside/test_pyright.py",),
         pinned=("basedpyright==1.40.2",),
     ),
-    Environment("openai 1.66.0", ("tests/calls",), packages=OF_CALLS, oldest=("openai", *RUN_TIME)),
+    Environment(
+        "openai 1.66.0",
+        ("tests/calls",),
+        packages=OF_CALLS,
+        oldest=("openai", *RUN_TIME),
+        lacking={
+            "tests/calls/test_chunks_that_raise.py::test_what_a_strict_client_raises_over": "it closes nothing then"
+        },
+    ),
     Environment("openai 2.54.0", ("tests/calls",), packages=OF_CALLS, pinned=("openai==2.54.0",)),
 )
 """Those that take longest come first."""

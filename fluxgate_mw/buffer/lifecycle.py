@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from fluxgate_mw import diagnostics
+from fluxgate_mw.recorder import at_process_end, guarded
 
 __all__ = ["forks_unseen", "register", "start_thread"]
 
@@ -181,6 +182,8 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
+    for end in at_process_end:
+        guarded("exit", end)
     for delivery in list(_living):
         delivery.at_exit()
 

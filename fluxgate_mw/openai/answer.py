@@ -14,7 +14,6 @@ import msgspec
 
 from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.openai.estimate import delivered_texts, text_bytes
-from fluxgate_mw.openai.plain import NOT_PLAIN, plain_delta
 from fluxgate_mw.openai.sse import event_data, split_events
 from fluxgate_mw.openai.usage import read_usage, reported_cost_nanos
 from fluxgate_mw.recorder import safe_message
@@ -177,14 +176,11 @@ class Answer:
             event: With its blank line.
             torn: The body ended in it, before that line: the client passes it over.
         """
-        if self.response_id is not None and self.texts is None and (text := plain_delta(event)) != NOT_PLAIN:
-            self.delivered_bytes += text
-            return False
         data = event_data(event)
         if data is None:
             return False
         if data.startswith(b"[DONE]"):
-            self.ended = True
+            self.ended = self.ended or self.status != "ERROR"
             return False
         try:
             decoded: _Event | None = _decode_event(data if data.isascii() else data.decode())
@@ -248,8 +244,8 @@ class Answer:
             self.usage = read_usage(part.usage) or self.usage
             if "cost" in part.usage or "cost_in_usd_ticks" in part.usage:
                 self.cost_nanos = reported_cost_nanos(part.usage)
-        if isinstance(part.error, dict):
-            self._fail(part.error)
+        if part.error:
+            self._fail(part.error if isinstance(part.error, dict) else {})
         if isinstance(part, _Whole):
             self._take_status(part)
             self._charge(part.output or ())

@@ -19,9 +19,10 @@ from fluxgate_mw.openai import unfinished
 from fluxgate_mw.openai.answer import Answer
 from fluxgate_mw.openai.content import asked_content, delivered_content, whole_content
 from fluxgate_mw.openai.estimate import estimate_tokens, texts_in, tokens_in
+from fluxgate_mw.openai.follow import follow
 from fluxgate_mw.openai.tracking import register
 from fluxgate_mw.openai.usage import usd_to_nanos
-from fluxgate_mw.openai.watch import Watch, watch
+from fluxgate_mw.openai.watch import Watch
 from fluxgate_mw.recorder import Outcome, safe_message
 from fluxgate_mw.semconv import Status
 
@@ -224,7 +225,7 @@ class OpenAICall(Call, eq=False):
         sse = self.stream or "event-stream" in content_type
         keep_texts = self.recorder.settings.capture_content
         following = Watch(self.ended, self.first_chunk, sse=sse, hide_usage=self.hide_usage, keep_texts=keep_texts)
-        watch(response, following)
+        follow(response, following)
 
     def _waits(self, answer: Answer) -> bool:
         """Say whether the answer goes on in the background; the call then stays open until it is retrieved."""
@@ -324,7 +325,7 @@ class Retrieval:
             self.ended(_read(response.content), None, True)
         elif response is not None:
             sse = "event-stream" in response.headers.get("content-type", "")
-            watch(response, Watch(self.ended, _nothing, sse=sse, hide_usage=False))
+            follow(response, Watch(self.ended, _nothing, sse=sse, hide_usage=False))
         return True
 
     def failed(self, error: BaseException) -> None:  # noqa: ARG002  (as of `OpenAICall`)

@@ -7,52 +7,56 @@ read with the care that it needs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 import msgspec
 
-from fluxgate_mw.openai.sse import is_text, without_null_usage
+from fluxgate_mw.openai.sse import event_data, is_text, without_null_usage
 
-__all__ = ["NOT_PLAIN", "Glance", "PlainEvent", "alike", "plain_delta", "plain_event"]
-
-NOT_PLAIN: Final = -1
+__all__ = ["Counts", "Glance", "PlainEvent", "alike", "plain_event"]
 
 PlainEvent = tuple[int, int, int]
 """Where the JSON string of its text starts and ends, quotes included, and the UTF-8 bytes of the text."""
 
-Glance = Callable[[bytes], "tuple[bytes, int] | None"]
-"""Given a chunk, returns what the caller gets of it, and the UTF-8 bytes of its text; None where it is not alike."""
+Glance = Callable[[bytes], "bytes | None"]
+"""Given a chunk, counts its text and returns what the caller gets of it; None where it is not alike."""
 
 _CHAT_TEXT: Final = b'"delta":{"content":'
 _CHAT_END: Final = b'"finish_reason":null}]'
 _TYPED: Final = b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta",'
 _TYPED_TEXT: Final = b'"delta":'
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_PADDING: Final = re.compile(rb'(?<="obfuscation":")[0-9A-Za-z]+(?=")')
-"""Characters that OpenAI adds to each event at random, so that its length does not tell the text's.
-Source: `include_obfuscation` in `openai.types.chat.ChatCompletionStreamOptionsParam` (openai 3.57)."""
+_PADDED: Final = b'"obfuscation":"'
+_PADDING_ENDS: Final = b'"}\n\n'
+_CHANGING: Final = re.compile(rb'(?<="obfuscation":")[0-9A-Za-z]+(?=")|(?<="sequence_number":)[0-9]+(?=[,}])')
+"""What else is another in each event: its number, and the padding that OpenAI adds at random, so that its length does
+not tell the text's.
+Source: `include_obfuscation` in `openai.types.chat.ChatCompletionStreamOptionsParam` and `sequence_number` in
+`openai.types.responses.ResponseTextDeltaEvent` (openai 3.57)."""
 _BACKSLASH: Final = ord("\\")
-_NEEDLE: Final = 12
 _decode_text: Final = msgspec.json.Decoder(str).decode
 _NO_TEXT: Final = (msgspec.MsgspecError, UnicodeDecodeError)
 
 
-def plain_delta(event: bytes) -> int:
-    r"""Return the UTF-8 bytes of text that one event delivers, where it brings nothing else of interest.
+class _Anything(msgspec.Struct):
+    """A JSON object of which nothing is kept."""
 
-    Returns:
-        `NOT_PLAIN` where the event must be decoded to know.
 
-    >>> plain_delta(b'data: {"choices":[{"delta":{"content":"Hi"},"finish_reason":null}]}\n\n')
-    2
-    """
-    found = plain_event(event)
-    return NOT_PLAIN if found is None else found[2]
+_skim: Final = msgspec.json.Decoder(_Anything).decode
+
+
+class Counts(Protocol):
+    """What counts the UTF-8 bytes of the texts that were delivered."""
+
+    delivered_bytes: int
 
 
 def plain_event(event: bytes) -> PlainEvent | None:
-    """Return what there is to know of a plain event; None where it must be decoded to know.
+    r"""Return what there is to know of an event that brings a text and nothing else; None where it must be decoded.
+
+    >>> plain_event(b'data: {"choices":[{"delta":{"content":"Hi"},"finish_reason":null}]}\n\n')
+    (38, 42, 2)
 
     A backslash beside the text makes it no plain one: what looks like a field's name might then be inside of another
     text.
@@ -66,7 +70,7 @@ def plain_event(event: bytes) -> PlainEvent | None:
     if _BACKSLASH in event and (_BACKSLASH in event[:start] or _BACKSLASH in event[end:]):
         return None
     size = _text_bytes(found.group())
-    return None if size is None or not _is_all(event, end) else (start, end, size)
+    return None if size is None or not _is_all(event, end) or not _is_json(event) else (start, end, size)
 
 
 def _is_all(event: bytes, end: int) -> bool:
@@ -80,6 +84,15 @@ def _is_all(event: bytes, end: int) -> bool:
     return event.find(b'"error"') < 0 and (event.find(b'"usage":null') >= 0 or event.find(b'"usage"') < 0)
 
 
+def _is_json(event: bytes) -> bool:
+    """Say whether the client makes something of it; over what is no JSON it raises."""
+    try:
+        _skim(event_data(event) or b"")
+    except _NO_TEXT:
+        return False
+    return True
+
+
 def _text_bytes(string: bytes) -> int | None:
     """Return the UTF-8 bytes of what a JSON string spells; None where it is none."""
     try:
@@ -89,43 +102,80 @@ def _text_bytes(string: bytes) -> int | None:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def alike(event: bytes, known: PlainEvent, *, hide_usage: bool) -> Glance | None:
-    """Return what knows the events that differ from this one in their text and their padding only; None for none.
-
-    The responses API numbers its events, so that no two are alike.
+def alike(event: bytes, known: PlainEvent, counts: Counts, *, hide_usage: bool) -> Glance | None:
+    """Return what knows the events that differ from this one in their text, their number and their padding only.
 
     Args:
         event: A plain one.
         known: What `plain_event` says of it.
+        counts: Where the texts of those that are alike are counted.
         hide_usage: The caller is not to see the `"usage":null` that asking for usage adds.
-    """
-    if event.startswith(_TYPED):
-        return None
-    start, end, _ = known
-    before, rest = event[: start + 1], event[end - 1 :]
-    padding = _PADDING.search(rest)
-    middle, after = (rest, b"") if padding is None else (rest[: padding.start()], rest[padding.end() :])
-    shown_before, shown_middle = before, middle
-    if hide_usage:
-        shown_before, shown_middle = without_null_usage(before), without_null_usage(middle)
-    shown_before, shown_middle = shown_before[:-1], shown_middle[1:]
-    first, width, needle, cut = len(before), len(middle), middle[:_NEEDLE], -len(after)
 
-    def glance(chunk: bytes) -> tuple[bytes, int] | None:
-        if not chunk.startswith(before):
-            return None
-        at = chunk.find(needle, first)
-        if not chunk.startswith(middle, at):
-            return None
-        string, tail = chunk[first - 1 : at + 1], chunk[at + width :]
-        if tail != after and not (cut and tail[cut:] == after and tail[:cut].isalnum()):
+    Returns:
+        None where it would not even know this one. This one is not counted.
+    """
+    start, end, _ = known
+    before, after = event[: start + 1], event[end - 1 :]
+    if event.startswith(_TYPED):
+        glance = _of_responses(before, after, counts)
+    else:
+        glance = _of_chat(before, after, counts, hide_usage=hide_usage)
+    counted, shown = counts.delivered_bytes, without_null_usage(event) if hide_usage else event
+    fits, counts.delivered_bytes = glance(event) == shown, counted
+    return glance if fits else None
+
+
+def _of_chat(before: bytes, after: bytes, counts: Counts, *, hide_usage: bool) -> Glance:
+    """Know a text between these two, its quotes included; the second may end with padding."""
+    middle, padded, _ = after.partition(_PADDED)
+    if padded:
+        between, ending, cut = middle + padded, _PADDING_ENDS, -len(_PADDING_ENDS)
+    else:
+        between, ending, cut = after, b"", None
+    first, width = len(before), len(between)
+    shown_before, shown_between = without_null_usage(before), without_null_usage(between)
+
+    def glance(chunk: bytes) -> bytes | None:
+        at = chunk.rfind(b'"', 0, cut) + 1 if padded else len(chunk)
+        end = at - width
+        spelled, padding = chunk[first:end], chunk[at:cut]
+        if chunk != b"".join((before, spelled, between, padding, ending)) or (padded and not padding.isalnum()):
             return None
         try:
-            text = _decode_text(string)
+            text = _decode_text(chunk[first - 1 : end + 1])
         except _NO_TEXT:
             return None
-        size = len(text) if text.isascii() else len(text.encode())
-        return b"".join((shown_before, string, shown_middle, tail)) if hide_usage else chunk, size
+        counts.delivered_bytes += len(text) if text.isascii() else len(text.encode())
+        return b"".join((shown_before, spelled, shown_between, padding, ending)) if hide_usage else chunk
 
-    shown = without_null_usage(event) if hide_usage else event
-    return glance if glance(event) == (shown, known[2]) else None
+    return glance
+
+
+def _of_responses(before: bytes, after: bytes, counts: Counts) -> Glance:
+    """Know a text between these two, its quotes included, in both of which numbers and padding change."""
+    start, *between = _CHANGING.split(before)
+    end, *behind = _CHANGING.split(after)
+
+    def glance(chunk: bytes) -> bytes | None:
+        head, found, rest = chunk.partition(end)
+        if not found or not head.startswith(start):
+            return None
+        text = _after_all(between, head[len(start) :])
+        if text is None or _after_all(behind, rest) != b"":
+            return None
+        size = _text_bytes(b'"%b"' % text)
+        if size is None:
+            return None
+        counts.delivered_bytes += size
+        return chunk
+
+    return glance
+
+
+def _after_all(parts: Sequence[bytes], left: bytes) -> bytes | None:
+    """Return what is left after these parts, each of which stands behind something that changes; None for no such."""
+    for part in parts:
+        changing, found, left = left.partition(part)
+        if not found or not changing.isalnum():
+            return None
+    return left

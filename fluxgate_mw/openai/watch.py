@@ -1,17 +1,14 @@
-"""Follow an answer's bytes on their way to the caller, who sees what he would see without us.
+"""What one response in flight has brought so far, chunk by chunk, and what of it the caller gets.
 
-The class of one response is swapped for a cached subclass whose `iter_bytes`/`aiter_bytes` and `close`/`aclose` tell
-a `Watch` what passed; it is swapped back when the call has ended. Nothing is set on the response itself and the watch
-holds it weakly, so no cycle is made and a response that nobody reads any more ends its call when it is freed.
+Knows nothing of how the bytes come; see `follow`.
 """
 
 from __future__ import annotations
 
-import copyreg
-import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Final
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.openai.answer import Answer
@@ -19,19 +16,32 @@ from fluxgate_mw.openai.plain import Glance, alike, plain_event
 from fluxgate_mw.openai.sse import split_events, without_null_usage
 from fluxgate_mw.recorder import guarded
 
-__all__ = ["Watch", "watch"]
+__all__ = ["Watch"]
 
 MOST_HELD_BYTES: Final = 8 * 1024 * 1024
 """An event or a JSON answer larger than this passes unread; its call ends with what is known."""
 
-MOST_GLANCES: Final = 8
-"""How often it is worth learning what plain events look like in a stream where each looks different."""
+MOST_LEARNED: Final = 64
+"""How often it is worth learning what plain events look like, in a stream where each looks different."""
+
+_T = TypeVar("_T")
+
+_KINDS: Final = 4
+"""How many kinds of plain events may take turns: those of the choices, where several were asked for."""
 
 End = Callable[[Answer, "BaseException | None", bool], None]
 
 
 def _nobody(_answer: Answer, _error: BaseException | None, _exhausted: bool) -> None:  # noqa: FBT001
     """Be told of no end."""
+
+
+def _unknown(_chunk: bytes) -> None:
+    """Know no chunk at a glance."""
+
+
+def _nothing() -> None:
+    """Refer to nothing."""
 
 
 class Watch:
@@ -44,6 +54,9 @@ class Watch:
         hide_usage: We asked for usage on the caller's behalf: keep what that adds from him.
         keep_texts: Keep the texts that a stream delivers.
 
+    Attributes:
+        glance: What tells a plain event at once; see `plain`.
+
     Concurrency: one reader at a time, as for the response itself.
     """
 
@@ -52,14 +65,16 @@ class Watch:
         "_body",
         "_end",
         "_first",
-        "_glance",
         "_glances",
         "_held",
         "_hide_usage",
+        "_last",
+        "_learned",
+        "_reader",
         "_sse",
         "answer",
         "done",
-        "inside",
+        "glance",
         "seen",
     )
 
@@ -70,42 +85,42 @@ class Watch:
         self._first = first
         self._sse = sse
         self._hide_usage = hide_usage
-        self._held = b""
+        self._held = bytearray()
         self._body = bytearray()
         self._blind = False
-        self._glance: Glance | None = None
-        self._glances = 0
+        self._reader: Callable[[], Any] = _nothing
+        self._glances: deque[Glance] = deque(maxlen=_KINDS)
+        self._learned = 0
+        self._last: Glance = _unknown
+        self.glance: Glance = _unknown
         self.answer = Answer(keep_texts=keep_texts)
         self.done = False
-        self.inside = False
         self.seen = False
 
     def feed(self, chunk: bytes) -> bytes:
         """Read a chunk and return what of it the caller gets now."""
-        glance, held = self._glance, self._held
-        if glance is not None and not held and (known := glance(chunk)) is not None:
-            self.answer.delivered_bytes += known[1]
-            return known[0]
+        return self.glance(chunk) or self.look(chunk)
+
+    def look(self, chunk: bytes) -> bytes:
+        """Read a chunk that is not known at a glance, and return what of it the caller gets now."""
         if self._blind:
             return chunk
         if not self.seen:
             self.seen = True
             self._first()
-        if not held and (passed := self._pass_plain(chunk)) is not None:
-            return passed
+        held, passed = self._held, None
         if len(held) + len(self._body) + len(chunk) > MOST_HELD_BYTES:
             diagnostics.note("answer_too_large", "an answer is too large to be looked at; its usage is not known")
-            passed = None
         else:
             passed = guarded("openai_stream", self._read, chunk)
         if passed is None:
-            self._held, self._body, self._blind, self._glance = b"", bytearray(), True, None
-            return held + chunk if self._hide_usage else chunk
+            self._held, self._body, self._blind, self.glance = bytearray(), bytearray(), True, _unknown
+            return bytes(held) + chunk if self._hide_usage else chunk
         return passed
 
     def flush(self) -> bytes:
         """Return what is still held back from the caller at the end of the body."""
-        held, self._held = self._held, b""
+        held, self._held = bytes(self._held), bytearray()
         if self._blind:
             return b""
         if not self._sse:
@@ -121,178 +136,66 @@ class Watch:
         """End the call, the first time."""
         if not self.done:
             self.done = True
-            self._held, self._body = b"", bytearray()
+            self._held, self._body = bytearray(), bytearray()
             guarded("openai_stream", self._end, self.answer, error, exhausted)
+
+    def give_up(self) -> None:
+        """Tell of the end as if the answer were left here; whoever reads on gets what he would get."""
+        end, self._end = self._end, _nobody
+        if not self.done:
+            guarded("openai_stream", end, self.answer, None, False)
 
     def leave(self) -> None:
         """Tell nobody of the end."""
         self._end = _nobody
 
-    def _pass_plain(self, chunk: bytes) -> bytes | None:
-        """Return what the caller gets of a chunk that is one plain event, else None; remember what such look like."""
-        answer = self.answer
-        if answer.response_id is None or answer.texts is not None or chunk.find(b"\n\n") != len(chunk) - 2:
-            return None
-        if (plain := plain_event(chunk)) is None:
-            return None
-        answer.delivered_bytes += plain[2]
-        if self._glances < MOST_GLANCES:
-            self._glances += 1
-            self._glance = alike(chunk, plain, hide_usage=self._hide_usage)
-        return without_null_usage(chunk) if self._hide_usage else chunk
+    def read_by(self, reader: _T) -> _T:
+        """Return the generator through which the caller reads, and remember it."""
+        self._reader = weakref.ref(reader)
+        return reader
+
+    @property
+    def hides(self) -> bool:
+        """Whether the caller gets less than what comes."""
+        return self._hide_usage
+
+    @property
+    def inside(self) -> bool:
+        """Whether the next chunk is being waited for; else the caller has the last one."""
+        reader = self._reader()
+        return getattr(reader, "gi_running", False) or getattr(reader, "ag_running", False)
 
     def _read(self, chunk: bytes) -> bytes:
         if not self._sse:
             self._body += chunk
             return chunk
-        buffered = self._held + chunk if self._held else chunk
-        events, self._held = split_events(buffered)
-        read_event = self.answer.read_event
-        if not self._hide_usage:
-            for event in events:
-                read_event(event)
-            return chunk
-        return b"".join([without_null_usage(event) for event in events if not read_event(event)])
+        held = self._held
+        if held and not (b"\n" in chunk or b"\r" in chunk or held.endswith(b"\r")):
+            held += chunk
+            return b"" if self._hide_usage else chunk
+        events, rest = split_events(bytes(held) + chunk if held else chunk)
+        self._held = bytearray(rest)
+        passed = b"".join([self._read_event(event) for event in events])
+        self.glance = _unknown if rest else self._last
+        return passed if self._hide_usage else chunk
 
+    def _read_event(self, event: bytes) -> bytes:
+        for glance in self._glances:
+            if (passed := glance(event)) is not None:
+                self._last = glance
+                return passed
+        answer = self.answer
+        known = None if answer.response_id is None or answer.texts is not None else plain_event(event)
+        if known is None:
+            brings_usage = answer.read_event(event)
+            return b"" if brings_usage and self._hide_usage else self._shown(event)
+        answer.delivered_bytes += known[2]
+        if self._learned < MOST_LEARNED:
+            self._learned += 1
+            if (learned := alike(event, known, answer, hide_usage=self._hide_usage)) is not None:
+                self._glances.append(learned)
+                self._last = learned
+        return self._shown(event)
 
-_watched: dict[int, tuple[weakref.ref[Any], Watch]] = {}
-
-
-def _leave_to_parent() -> None:
-    """Let a forked child end no call of its parent's; it reads of their streams what it would read without us."""
-    for _, watch in _watched.values():
-        watch.leave()
-
-
-os.register_at_fork(after_in_child=_leave_to_parent)
-
-
-def watch(response: Any, watch: Watch) -> None:
-    """Follow `response` (of httpx or httpx2) with `watch` until the call has ended.
-
-    Raises:
-        TypeError: Its class cannot be swapped.
-    """
-    key = id(response)
-
-    def freed(_: object) -> None:
-        _watched.pop(key, None)
-        watch.finish()
-
-    response.__class__ = _watched_class(type(response))
-    _watched[key] = (weakref.ref(response, freed), watch)
-
-
-def _of(response: Any) -> Watch | None:
-    known = _watched.get(id(response))
-    return None if known is None else known[1]
-
-
-def _release(response: Any, base: type) -> None:
-    if _watched.pop(id(response), None) is not None and type(response) is _watched_class(base):
-        response.__class__ = base
-
-
-_classes: dict[type, type] = {}
-
-
-def _watched_class(base: type) -> type:
-    """Return the subclass of a response class that tells its watch, made once."""
-    watched = _classes.get(base)
-    if watched is None:
-        watched = _classes[base] = _make_watched_class(base)
-    return watched
-
-
-def _make_watched_class(base: Any) -> type:
-
-    def reduce(self: Any, _protocol: object) -> Any:
-        return copyreg._reconstructor, (base, object, None), self.__getstate__()  # type: ignore[attr-defined]  # noqa: SLF001
-
-    names = ("__qualname__", "__module__", "__doc__")
-    namespace = {name: getattr(base, name) for name in names} | _sync_methods(base) | _async_methods(base)
-    return type(base.__name__, (base,), {**namespace, "__reduce_ex__": reduce})
-
-
-def _sync_methods(base: Any) -> dict[str, Any]:
-    def followed(self: Any, watch: Watch, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        watch.inside = True
-        try:
-            for chunk in chunks:
-                if passed := watch.feed(chunk):
-                    watch.inside = False
-                    yield passed
-                    watch.inside = True
-            watch.inside = False
-            if rest := watch.flush():
-                yield rest
-            watch.finish(exhausted=True)
-        except BaseException as error:
-            watch.inside = False
-            watch.finish(None if isinstance(error, GeneratorExit) else error)
-            raise
-        finally:
-            _release(self, base)
-
-    def iter_bytes(self: Any, chunk_size: int | None = None) -> Iterator[bytes]:
-        watch, chunks = _of(self), base.iter_bytes(self, chunk_size)
-        return chunks if watch is None or watch.done else followed(self, watch, chunks)
-
-    def iter_raw(self: Any, chunk_size: int | None = None) -> Iterator[bytes]:
-        watch, chunks = _of(self), base.iter_raw(self, chunk_size)
-        return followed(self, watch, chunks) if watch is not None and _is_read_raw(self, watch) else chunks
-
-    def close(self: Any) -> None:
-        base.close(self)
-        _closed(self, base)
-
-    return {"iter_bytes": iter_bytes, "iter_raw": iter_raw, "close": close}
-
-
-def _async_methods(base: Any) -> dict[str, Any]:
-    async def followed(self: Any, watch: Watch, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        watch.inside = True
-        try:
-            async for chunk in chunks:
-                if passed := watch.feed(chunk):
-                    watch.inside = False
-                    yield passed
-                    watch.inside = True
-            watch.inside = False
-            if rest := watch.flush():
-                yield rest
-            watch.finish(exhausted=True)
-        except BaseException as error:
-            watch.inside = False
-            watch.finish(None if isinstance(error, GeneratorExit) else error)
-            raise
-        finally:
-            _release(self, base)
-
-    def aiter_bytes(self: Any, chunk_size: int | None = None) -> AsyncIterator[bytes]:
-        watch, chunks = _of(self), base.aiter_bytes(self, chunk_size)
-        return chunks if watch is None or watch.done else followed(self, watch, chunks)
-
-    def aiter_raw(self: Any, chunk_size: int | None = None) -> AsyncIterator[bytes]:
-        watch, chunks = _of(self), base.aiter_raw(self, chunk_size)
-        return followed(self, watch, chunks) if watch is not None and _is_read_raw(self, watch) else chunks
-
-    async def aclose(self: Any) -> None:
-        await base.aclose(self)
-        _closed(self, base)
-
-    return {"aiter_bytes": aiter_bytes, "aiter_raw": aiter_raw, "aclose": aclose}
-
-
-def _is_read_raw(response: Any, watch: Watch) -> bool:
-    """Say whether it is the caller who asks for the raw bytes, and they are not compressed."""
-    return not (watch.done or watch.inside or "content-encoding" in response.headers)
-
-
-def _closed(response: Any, base: type) -> None:
-    watch = _of(response)
-    if watch is not None and not watch.inside:
-        unread = response.is_stream_consumed and not watch.seen
-        watch.answer.ended = watch.answer.ended or unread
-        watch.finish(exhausted=unread)
-        _release(response, base)
+    def _shown(self, event: bytes) -> bytes:
+        return without_null_usage(event) if self._hide_usage else event

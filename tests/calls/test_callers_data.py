@@ -14,8 +14,8 @@ import openai
 import pytest
 
 from fluxgate_mw import tracking, uninstrument_openai
+from fluxgate_mw.openai import follow
 from fluxgate_mw.openai import tracking as table
-from fluxgate_mw.openai import watch
 from tests.calls.mocks import (
     CHAT,
     MESSAGES,
@@ -230,4 +230,4 @@ def test_nothing_is_kept_of_a_result_that_is_gone(events):
     del results, stream
     gc.collect()
     assert set(table._calls) <= before
-    assert not watch._watched
+    assert not follow._watched

@@ -92,7 +92,7 @@ def broken(*args, **kwargs):
         (request, "choose"),
         (request, "asks_for_usage"),
         (calls, "register"),
-        (calls, "watch"),
+        (calls, "follow"),
         (calls, "_read"),
         (calls.OpenAICall, "outcome"),
         (calls.OpenAICall, "answered"),

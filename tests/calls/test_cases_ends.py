@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator
 import openai
 import pytest
 
+from fluxgate_mw.openai import follow
 from fluxgate_mw.openai import tracking as side_table
-from fluxgate_mw.openai import watch
 from tests.calls.clients import ASKED, SSE, Reply, Wire, completion, dumped, httpx, recorded
 from tests.calls.streaming import AS_ASKED, ENDLESS, WITHOUT, counts
 from tests.openai_server import running_openai
@@ -68,7 +68,7 @@ async def test_openlit_1454_an_asynchronous_stream_that_is_dropped():
 def test_openlit_1460_nothing_is_left_of_a_finished_stream():
     """Neither the side table nor the watch keeps anything of what is over."""
     gc.collect()
-    before = (len(side_table._calls), len(watch._watched))
+    before = (len(side_table._calls), len(follow._watched))
     wire = Wire(Reply(AS_ASKED, headers=SSE))
     with recorded() as events, wire.client() as client:
         for _ in range(30):
@@ -76,7 +76,7 @@ def test_openlit_1460_nothing_is_left_of_a_finished_stream():
         client.chat.completions.create(**ASKED, stream=True).close()
     gc.collect()
     assert len(events) == 31
-    assert (len(side_table._calls), len(watch._watched)) == before
+    assert (len(side_table._calls), len(follow._watched)) == before
 
 
 # openai 3 stands on httpx2

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 
+import openai
 import pytest
 
-from tests.calls.clients import SSE, Reply, Wire, chunk, finish, recorded, sse
+from tests.calls.clients import ASKED, SSE, Reply, Wire, chunk, finish, recorded, sse
 from tests.calls.streaming import STREAM, USAGE
 
 REST = sse(chunk("!"), chunk(choices=finish()), chunk(choices=[], usage=USAGE))
-ODD = {"no JSON": b"data: {oops\n\n", "no UTF-8": b'data: {"a": "\xff"}\n\n', "empty": b"data: \n\n"}
+ODD = {
+    "no JSON": b"data: {oops\n\n",
+    "no UTF-8": b'data: {"a": "\xff"}\n\n',
+    "empty": b"data: \n\n",
+    "no JSON beside a text": sse(chunk("Hi"), done=False).replace(b'"index":0', b'"index":oops'),
+}
+REFUSALS = {
+    "an object": {"message": "no", "code": "busy"},
+    "a text": "overloaded",
+    "a list": ["overloaded"],
+    "true": True,
+}
 
 
 @pytest.mark.parametrize("parts", ["one", "each"])
@@ -27,3 +40,63 @@ def test_a_chunk_that_the_client_raises_over(way, odd, parts):
     [event] = events
     assert event.status == "ERROR"
     assert event.error_type
+
+
+@pytest.mark.parametrize("parts", ["one", "each"])
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("way", ["plain", "asynchronous"])
+def test_an_error_in_a_chunk_whatever_it_is(way, refusal, parts):
+    """The client raises over any: the event is an error, estimated however the network packs what is behind it."""
+    pieces = [sse(chunk("Hi"), done=False), sse({"error": REFUSALS[refusal]}, done=False), sse()]
+    reply = Reply(pieces if parts == "each" else b"".join(pieces), headers=SSE)
+    with recorded() as events:
+        got = getattr(STREAM, way)(Wire(reply))
+        gc.collect()
+    assert got[-1]["class"] is openai.APIError
+    [event] = events
+    assert (event.status, event.usage_source) == ("ERROR", "estimated")
+    assert event.error_type
+    assert event.cost_nanos is not None
+
+
+def test_an_empty_error_is_none():
+    """A provider that sends an empty object of errors with each chunk has none; the client takes it so too."""
+    reply = Reply(
+        sse(chunk("Hi", error={}), chunk(choices=finish(), error={}), chunk(choices=[], usage=USAGE)), headers=SSE
+    )
+    with recorded() as events:
+        list(Wire(reply).client().chat.completions.create(**ASKED, stream=True))
+    assert [(event.status, event.error_type) for event in events] == [("SUCCESS", None)]
+
+
+STRICT = sse(chunk("Hi"), {**chunk("!"), "choices": 5}, chunk(choices=finish()), chunk(choices=[], usage=USAGE))
+
+
+@pytest.mark.parametrize("parts", ["one", "each"])
+def test_what_a_strict_client_raises_over(parts):
+    """What only the client's own reading finds wrong ends the call as the error that the caller gets."""
+    pieces = [STRICT] if parts == "one" else [event + b"\n\n" for event in STRICT.split(b"\n\n")[:-1]]
+
+    async def asked(wire):
+        stream = await wire.async_client(_strict_response_validation=True).chat.completions.create(**ASKED, stream=True)
+        async for _ in stream:
+            pass
+
+    with recorded() as events:
+        client = Wire(Reply(pieces, headers=SSE)).client(_strict_response_validation=True)
+        with pytest.raises(openai.APIResponseValidationError):
+            list(client.chat.completions.create(**ASKED, stream=True))
+        with pytest.raises(openai.APIResponseValidationError):
+            asyncio.run(asked(Wire(Reply(pieces, headers=SSE))))
+    assert [(event.status, event.error_type) for event in events] == [("ERROR", "APIResponseValidationError")] * 2
+
+
+def test_an_error_of_one_stream_is_not_another_s():
+    """A stream that is left because another one broke was given up, and did not break itself."""
+    left = Wire(Reply([sse(chunk("Hi"), done=False)] * 9, headers=SSE)).client()
+    broken = Wire(Reply([sse(chunk("Hi"), done=False), b"data: {oops\n\n"], headers=SSE)).client()
+    with recorded() as events:
+        with pytest.raises(ValueError), left.chat.completions.create(**ASKED, stream=True) as stream:
+            list(zip(stream, broken.chat.completions.create(**ASKED, stream=True), strict=True))
+        gc.collect()
+    assert sorted(event.status for event in events) == ["CANCELLED", "ERROR"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 
 import openai
@@ -208,6 +209,27 @@ def test_raw_lines_of_a_stream():
         lines = [line for line in response.iter_lines() if line]
     assert "\n".join(lines) == WITHOUT.decode().replace("\n\n", "\n").rstrip("\n")
     assert counts(events[0]) == (12, 5, 4, 2)
+
+
+@pytest.mark.parametrize("reading", ["iter_bytes", "iter_raw"])
+@pytest.mark.parametrize("size", [1, 64, 100_000])
+def test_parts_of_the_size_that_was_asked_for(reading, size):
+    """Who reads the body in parts of one size gets them so, though something is hidden from him."""
+
+    def parts(body):
+        completions = Wire(Reply(cut(body, [50, 333]), headers=SSE)).client().chat.completions
+        with completions.with_streaming_response.create(**ASKED, stream=True) as response:
+            return list(getattr(response.http_response, reading)(size))
+
+    async def aparts(body):
+        completions = Wire(Reply(cut(body, [50, 333]), headers=SSE)).async_client().chat.completions
+        async with completions.with_streaming_response.create(**ASKED, stream=True) as response:
+            return [part async for part in getattr(response.http_response, f"a{reading}")(size)]
+
+    without = parts(WITHOUT)
+    with recorded() as events:
+        assert parts(AS_ASKED) == asyncio.run(aparts(AS_ASKED)) == without
+    assert [counts(event) for event in events] == [(12, 5, 4, 2)] * 2
 
 
 def test_the_stream_helper():

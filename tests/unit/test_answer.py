@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxgate_mw.openai.answer import Answer, status_of
-from fluxgate_mw.openai.plain import NOT_PLAIN, plain_delta
+from fluxgate_mw.openai.plain import plain_event
 from fluxgate_mw.openai.sse import event_data, split_events, without_null_usage
 
 
@@ -97,14 +97,11 @@ def test_a_quick_look_sees_what_a_whole_one_sees(text, null_usage, ascii_only):
     fields = {"usage": None} if null_usage else {}
     data = json.dumps(chunk(text, **fields), separators=(",", ":"), ensure_ascii=ascii_only)
     raw = b"data: " + data.encode("utf-8", "surrogatepass") + b"\n\n"
-    quick, known = Answer(), Answer()
-    known.response_id = "c-1"
-    quick.read_event(raw)
-    known.read_event(raw)
-    if plain_delta(raw) != NOT_PLAIN:
-        assert plain_delta(raw) == len(text.encode("utf-8", "surrogatepass"))
-    if quick.response_id is not None:
-        assert quick.delivered_bytes == known.delivered_bytes
+    answer, plain = Answer(), plain_event(raw)
+    answer.read_event(raw)
+    if plain is not None:
+        assert json.loads(raw[plain[0] : plain[1]]) == text
+        assert plain[2] == len(text.encode("utf-8", "surrogatepass")) == answer.delivered_bytes
 
 
 @pytest.mark.parametrize(
@@ -120,7 +117,7 @@ def test_a_quick_look_sees_what_a_whole_one_sees(text, null_usage, ascii_only):
 )
 def test_a_quick_look_passes_over_nothing_of_interest(fields):
     """What brings more than one text is decoded."""
-    assert plain_delta(event(chunk("a", **fields))) == NOT_PLAIN
+    assert plain_event(event(chunk("a", **fields))) is None
 
 
 def test_an_earlier_choice_is_not_passed_over():

@@ -1,0 +1,231 @@
+"""Follow an answer's bytes on their way to the caller, who sees what he would see without us.
+
+The class of one response is swapped for a cached subclass whose `iter_bytes`/`aiter_bytes` and `close`/`aclose` tell
+a `Watch` what passed; it is swapped back when the call has ended. Nothing is set on the response itself and the watch
+holds it weakly, so no cycle is made and a response that nobody reads any more ends its call when it is freed.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import os
+import sys
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Final
+
+from fluxgate_mw.openai.watch import Watch
+from fluxgate_mw.recorder import at_process_end
+
+__all__ = ["follow"]
+
+_ENCODING: Final = "content-encoding"
+
+_watched: dict[int, tuple[weakref.ref[Any], Watch]] = {}
+
+
+def _leave_to_parent() -> None:
+    """Let a forked child end no call of its parent's; it reads of their streams what it would read without us."""
+    for _, watch in _watched.values():
+        watch.leave()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def _end_all() -> None:
+    """End the calls whose answers are still being read, while they can still be priced and delivered."""
+    for _, watch in list(_watched.values()):
+        watch.give_up()
+
+
+at_process_end.append(_end_all)
+
+
+def follow(response: Any, watch: Watch) -> None:
+    """Follow `response` (of httpx or httpx2) with `watch` until the call has ended.
+
+    Raises:
+        TypeError: Its class cannot be swapped.
+    """
+    key = id(response)
+
+    def freed(_: object) -> None:
+        _watched.pop(key, None)
+        watch.finish()
+
+    response.__class__ = _watched_class(type(response))
+    _watched[key] = (weakref.ref(response, freed), watch)
+
+
+def _of(response: Any) -> Watch | None:
+    known = _watched.get(id(response))
+    return None if known is None else known[1]
+
+
+def _release(response: Any, base: type) -> None:
+    if _watched.pop(id(response), None) is not None and type(response) is _watched_class(base):
+        response.__class__ = base
+
+
+_classes: dict[type, type] = {}
+
+
+def _watched_class(base: type) -> type:
+    """Return the subclass of a response class that tells its watch, made once."""
+    watched = _classes.get(base)
+    if watched is None:
+        watched = _classes[base] = _make_watched_class(base)
+    return watched
+
+
+def _make_watched_class(base: Any) -> type:
+
+    def reduce(self: Any, _protocol: object) -> Any:
+        return copyreg._reconstructor, (base, object, None), self.__getstate__()  # type: ignore[attr-defined]  # noqa: SLF001
+
+    names = ("__qualname__", "__module__", "__doc__")
+    namespace = {name: getattr(base, name) for name in names} | _sync_methods(base) | _async_methods(base)
+    return type(base.__name__, (base,), {**namespace, "__reduce_ex__": reduce})
+
+
+def _sync_methods(base: Any) -> dict[str, Any]:
+    def iter_bytes(self: Any, chunk_size: int | None = None) -> Any:
+        watch = _of(self)
+        if watch is None or watch.done:
+            return base.iter_bytes(self, chunk_size)
+        return _follow(self, base, watch, base.iter_bytes, chunk_size)
+
+    def iter_raw(self: Any, chunk_size: int | None = None) -> Any:
+        watch = _of(self)
+        if watch is None or watch.done or watch.inside or _ENCODING in self.headers:
+            return base.iter_raw(self, chunk_size)
+        return _follow(self, base, watch, base.iter_raw, chunk_size)
+
+    def close(self: Any) -> None:
+        error = _raised_over(self)
+        base.close(self)
+        _closed(self, base, error)
+
+    return {"iter_bytes": iter_bytes, "iter_raw": iter_raw, "close": close}
+
+
+def _async_methods(base: Any) -> dict[str, Any]:
+    def aiter_bytes(self: Any, chunk_size: int | None = None) -> Any:
+        watch = _of(self)
+        if watch is None or watch.done:
+            return base.aiter_bytes(self, chunk_size)
+        return _afollow(self, base, watch, base.aiter_bytes, chunk_size)
+
+    def aiter_raw(self: Any, chunk_size: int | None = None) -> Any:
+        watch = _of(self)
+        if watch is None or watch.done or watch.inside or _ENCODING in self.headers:
+            return base.aiter_raw(self, chunk_size)
+        return _afollow(self, base, watch, base.aiter_raw, chunk_size)
+
+    async def aclose(self: Any) -> None:
+        error = _raised_over(self)
+        await base.aclose(self)
+        _closed(self, base, error)
+
+    return {"aiter_bytes": aiter_bytes, "aiter_raw": aiter_raw, "aclose": aclose}
+
+
+def _follow(
+    response: Any, base: type, watch: Watch, read: Callable[..., Iterator[bytes]], size: int | None
+) -> Iterator[bytes]:
+    if size is None or not watch.hides:
+        return watch.read_by(_followed(response, base, watch, read(response, size)))
+    return _cut(watch.read_by(_followed(response, base, watch, read(response))), size)
+
+
+def _afollow(
+    response: Any, base: type, watch: Watch, read: Callable[..., AsyncIterator[bytes]], size: int | None
+) -> AsyncIterator[bytes]:
+    if size is None or not watch.hides:
+        return watch.read_by(_afollowed(response, base, watch, read(response, size)))
+    return _acut(watch.read_by(_afollowed(response, base, watch, read(response))), size)
+
+
+def _followed(response: Any, base: type, watch: Watch, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    try:
+        for chunk in chunks:
+            if passed := watch.glance(chunk) or watch.look(chunk):
+                yield passed
+        if rest := watch.flush():
+            yield rest
+        watch.finish(exhausted=True)
+    except BaseException as error:
+        watch.finish(None if isinstance(error, GeneratorExit) else error)
+        raise
+    finally:
+        _release(response, base)
+
+
+async def _afollowed(response: Any, base: type, watch: Watch, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in chunks:
+            if passed := watch.glance(chunk) or watch.look(chunk):
+                yield passed
+        if rest := watch.flush():
+            yield rest
+        watch.finish(exhausted=True)
+    except BaseException as error:
+        watch.finish(None if isinstance(error, GeneratorExit) else error)
+        raise
+    finally:
+        _release(response, base)
+
+
+def _cut(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """Yield the same bytes in parts of that size, and the rest."""
+    held = b""
+    for chunk in chunks:
+        parts, held = _parts(held + chunk, size)
+        yield from parts
+    if held:
+        yield held
+
+
+async def _acut(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+    held = b""
+    async for chunk in chunks:
+        parts, held = _parts(held + chunk, size)
+        for part in parts:
+            yield part
+    if held:
+        yield held
+
+
+def _parts(held: bytes, size: int) -> tuple[Iterator[bytes], bytes]:
+    whole = len(held) - len(held) % size
+    return (held[start : start + size] for start in range(0, whole, size)), held[whole:]
+
+
+def _closed(response: Any, base: type, error: BaseException | None) -> None:
+    watch = _of(response)
+    if watch is None or watch.inside:
+        return
+    answer = watch.answer
+    if error is not None:
+        answer.ended = False
+        watch.finish(None if answer.status == "ERROR" else error)
+    else:
+        unread = response.is_stream_consumed and not watch.seen
+        answer.ended = answer.ended or unread
+        watch.finish(exhausted=unread)
+    _release(response, base)
+
+
+def _raised_over(response: Any) -> BaseException | None:
+    """Return the error over which the client's own stream closes the response; None where somebody else does.
+
+    Source: `Stream.__stream__` of openai 2.0 to 3.57, which closes it whatever it raises over a chunk.
+    """
+    error = sys.exception()
+    step = None if error is None or isinstance(error, GeneratorExit) else error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_name == "__stream__" and step.tb_frame.f_locals.get("response") is response:
+            return error
+        step = step.tb_next
+    return None
