@@ -241,6 +241,14 @@ def test_a_price_list_beats_the_published_prices_within_its_dates(tmp_path):
     assert _cost({**CHAT, "model": "own-model"}, model="own-model")[0] is None
 
 
+def test_a_price_list_spells_providers_and_models_in_any_case(tmp_path):
+    """Who writes `OpenAI` means the provider that is recorded as `openai`."""
+    text = "[[prices]]\nprovider = 'OpenAI'\nmodel = 'GPT-4o-mini*'\ninput_cost_per_1m_tokens = 1\n"
+    FluxGate(price_file=_price_file(tmp_path, text))
+    assert _cost(CHAT)[0] == 12 * 1000 + 3 * 600
+    assert _cost(CHAT, "https://api.groq.com/openai/v1")[0] is None
+
+
 def test_a_price_list_may_be_json(tmp_path):
     """The same in JSON, with dates as text."""
     entry = {
@@ -262,6 +270,11 @@ def test_a_price_list_may_be_json(tmp_path):
         ("[[prices]]\nmodel = 'm'\ninput = 1", r"prices\[0\]: cost_override: input"),
         ("[[prices]]\nmodel = 'm'\nfrom = 'soon'", r"prices\[0\]: from: expected a date"),
         ("[[prices]]\nmodel = 'm'\nprovider = 1", "provider: expected a name"),
+        ("[[prices]]\nmodel = 'm'", r"prices\[0\]: expected a rate, such as input_cost_per_1m_tokens"),
+        (
+            "[[prices]]\nmodel = 'm'\nfrom = 2027-01-01\nuntil = 2027-01-01\ninput_cost_per_1m_tokens = 1",
+            r"prices\[0\]: until: expected a date later than from \(2027-01-01\)",
+        ),
     ],
 )
 def test_a_wrong_price_list_fails_at_start_and_says_what_is_wrong(tmp_path, text, says):
