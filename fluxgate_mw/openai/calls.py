@@ -29,7 +29,12 @@ __all__ = ["OpenAICall", "Retrieval"]
 
 _GIVEN_UP: Final = (CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 _PROMPTS: Final = ("messages", "input", "instructions", "prompt", "tools")
-_COUNTS_BOTH: Final = frozenset({"chat", "text_completion"})
+_COUNTS_BOTH: Final = frozenset({"chat", "text_completion", "compaction", "decision", "image_generation"})
+_COUNTED_LATER: Final = {
+    "batch": "a batch's usage comes with its results",
+    "fine_tuning": "a fine-tuning job's usage comes when it is done",
+}
+"""What is only begun: the usage of its creation, all zeros, is that of nothing yet."""
 _PENDING: Final = frozenset({"queued", "in_progress"})
 _BINARY: Final = ("audio/", "image/", "video/", "application/octet-stream")
 _COST_HEADER: Final = "x-litellm-response-cost"
@@ -152,7 +157,7 @@ class OpenAICall(Call, eq=False):
             answer = Answer() if content is None else _read(content)
         ending = self._ending or _told(answer)
         self.provider_name()
-        reported = answer.usage
+        reported = self._reported(answer.usage)
         usage = reported or self._estimated(answer)
         tier = answer.service_tier or self._asked_tier
         nanos = answer.cost_nanos
@@ -245,7 +250,23 @@ class OpenAICall(Call, eq=False):
         delivered = estimate_tokens(answer.delivered_bytes) if answer.texts is None else tokens_in(answer.texts, model)
         return TokenUsage(tokens_in(prompt, model), delivered)
 
+    def _reported(self, usage: TokenUsage | None) -> TokenUsage | None:
+        """Return what the call is known to have used, by the answer's usage.
+
+        Where the images API does not say what of its output is text, all of it are image tokens.
+
+        Source: `usage.output_tokens` in the API reference of image streaming events, "the number of image tokens in
+        the output image" (https://platform.openai.com/docs/api-reference/images-streaming, read 2026-11).
+        """
+        if usage is None or self.operation in _COUNTED_LATER:
+            return None
+        if self.operation == "image_generation" and usage.output_image_tokens is None:
+            return msgspec.structs.replace(usage, output_image_tokens=usage.output_tokens)
+        return usage
+
     def _unpriced_reason(self, reported: TokenUsage | None) -> str | None:
+        if self.operation in _COUNTED_LATER:
+            return _COUNTED_LATER[self.operation]
         partial = reported is not None and None in (reported.input_tokens, reported.output_tokens)
         return "the usage is incomplete" if partial and self.operation in _COUNTS_BOTH else None
 

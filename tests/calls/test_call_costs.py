@@ -9,7 +9,7 @@ import pytest
 
 from fluxgate_mw import FluxGate, FluxGateError, context, current
 from fluxgate_mw.testing import capture_events
-from tests.calls.mocks import CHAT, MESSAGES, USAGE, answer, chat_events, streamed, sync_client
+from tests.calls.mocks import CHAT, MESSAGES, USAGE, answer, chat_events, event, streamed, sync_client
 
 CREATE = {"model": "gpt-4o-mini", "messages": MESSAGES}
 PUBLISHED = 12 * 150 + 3 * 600
@@ -91,6 +91,32 @@ def test_audio_out(fg):
     assert _cost({**CHAT, "model": "gpt-audio", "usage": usage})[0] == 20 * 10_000 + 80 * 64_000
 
 
+_DRAWN = {"input_tokens": 50, "output_tokens": 4160, "total_tokens": 4210}
+_DRAWING = {"model": "gpt-image-1.5", "prompt": "a cat"}
+_STREAM = openai.Stream[object]
+
+
+@pytest.mark.parametrize("details", [{}, {"output_tokens_details": {"image_tokens": 4160, "text_tokens": 0}}])
+def test_what_the_images_api_puts_out_are_image_tokens(fg, details):
+    """32 USD a million, where its text would be 10; whether the answer tells them apart, and streamed or not."""
+    usage = {**_DRAWN, **details}
+    done = {"type": "image_generation.completed", "b64_json": "x", "usage": usage}
+    with capture_events() as events:
+        sync_client(lambda r: answer({"created": 1, "data": [], "usage": usage})).images.generate(**_DRAWING)
+        streaming = sync_client(lambda r: streamed([event(done, "image_generation.completed")]))
+        list(streaming.post("/images/generations", cast_to=object, body=_DRAWING, stream=True, stream_cls=_STREAM))
+    assert [e.cost_nanos for e in events] == [50 * 5000 + 4160 * 32_000] * 2
+
+
+@pytest.mark.parametrize("path", ["/responses/compact", "/decisions", "/images/generations"])
+def test_half_a_usage_has_no_cost(fg, path):
+    """Compactions, decisions and images have input and output, too: neither is 0 where it is not told."""
+    client = sync_client(lambda r: answer({"id": "x", "created_at": 1, "usage": {"input_tokens": 1000}}))
+    with capture_events() as events:
+        client.post(path, cast_to=object, body={"model": "gpt-4o-mini"})
+    assert [(e.cost_nanos, e.unpriced_reason) for e in events] == [(None, "the usage is incomplete")]
+
+
 def test_a_fee_for_the_request(fg):
     """Where the provider does not report the cost, its published fee is in it: 12 USD for a thousand requests."""
     cost, version, _ = _cost({**CHAT, "model": "sonar"}, "https://api.perplexity.ai")
@@ -115,6 +141,26 @@ def test_an_azure_deployment_is_priced_by_the_response_model(fg):
         "/chat/completions",
     )
     assert event.cost_nanos == PUBLISHED
+
+
+def test_an_azure_deployment_that_is_called_as_a_model_is_not_priced_as_that(fg):
+    """Where the model that answered is unknown so is the cost, unless the user prices the deployment."""
+    client = sync_client(
+        lambda r: answer({**CHAT, "model": "gpt-nowhere"}),
+        openai.AzureOpenAI,
+        azure_endpoint="https://acme.openai.azure.com",
+        api_version="2024-10-21",
+    )
+    with capture_events() as events:
+        client.chat.completions.create(model="gpt-4", messages=MESSAGES)
+    assert (events[0].cost_nanos, events[0].unpriced_reason) == (None, "unknown model 'gpt-nowhere' of azure")
+
+
+def test_a_price_list_may_name_an_azure_deployment(tmp_path):
+    """It is the user's own name, and the user's own price."""
+    text = "[[prices]]\nmodel = 'ours'\ninput_cost_per_1m_tokens = 1\noutput_cost_per_1m_tokens = 2"
+    FluxGate(price_file=_price_file(tmp_path, text))
+    assert _cost({**CHAT, "model": "gpt-nowhere"}, "https://acme.openai.azure.com/openai/v1", model="ours")[0] == 18_000
 
 
 def test_an_azure_client_behind_a_gateway_is_azure(fg):
