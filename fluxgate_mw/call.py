@@ -250,12 +250,12 @@ class Call(msgspec.Struct, eq=False, weakref=True):
                 override=rates,
                 override_version=name,
             )
-            if price.cost_nanos is not None:
+            if price.cost_nanos is not None or pricing.is_at_hand(self.provider, model):
                 break
         return price
 
     def _names(self, outcome: Outcome) -> Iterable[str]:
-        """Return the names to price the call by, best first.
+        """Return the names to price the call by: the first that is known counts.
 
         A gateway may spell the model that answered in its own way, so the model that was asked for is the second;
         but what is asked of Azure is a deployment, and its name says nothing.

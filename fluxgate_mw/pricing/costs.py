@@ -12,6 +12,7 @@ from fluxgate_mw.pricing import Price
 from fluxgate_mw.pricing.override import CostOverride
 from fluxgate_mw.pricing.rates import Rates, Sheet, UnpricedError, cost_nanos, overlay
 from fluxgate_mw.pricing.table import index, tariff_of
+from fluxgate_mw.pricing.terms import Tariff
 
 __all__ = ["price", "table_version"]
 
@@ -20,6 +21,12 @@ _AUDIO_APART: Final = "audio-preview"
 """Models whose audio tokens cost more than their text, by rates that the tables lack.
 Source: https://platform.openai.com/docs/pricing (read 2026-11)."""
 _AUDIO_UNPRICED: Final = Price(None, None, "the audio tokens of this model have no known price")
+_PRICED_APART: Final = frozenset({"priority", "fast", "ultrafast", "flex", "batch"})
+"""Service tiers that cost more or less than the usual one, wherever they are sold.
+Source: https://developers.openai.com/api/docs/pricing, https://docs.x.ai/developers/advanced-api-usage/priority-processing,
+https://learn.microsoft.com/azure/foundry/openai/concepts/priority-processing (read 2026-11)."""
+_PRICED_ALIKE: Final = frozenset({("groq", "flex")})
+"""But for these. Source: https://console.groq.com/docs/flex-processing (read 2026-11)."""
 _NOT_COUNTS: Final = Price(None, None, "invalid usage: the counts are no whole numbers")
 
 
@@ -45,7 +52,8 @@ def price(
         model: As the provider or a gateway spells it, in any case.
         usage: Reported totals that include their subsets.
         at: When the call was made; a naive time is taken as UTC.
-        service_tier: As the response says, `batch` included; None and an unknown one mean the usual rates.
+        service_tier: As the response says, `batch` included; None and an unknown one mean the usual rates, and one that
+            is known to be priced apart, without rates in the table, is unpriced.
         override: Own rates; what it leaves out is taken from the table, where the model is in one.
         override_version: How `price_version` names them.
 
@@ -57,7 +65,7 @@ def price(
     >>> price("openai", "gpt-4o-mini", TokenUsage(input_tokens=1000, output_tokens=10), at=datetime.now(UTC)).cost_nanos
     156000
     """
-    tariff = tariff_of(provider, model)
+    tariff = _tariff(provider, model, at, service_tier)
     if override is not None:
         own = override.rates()
         if isinstance(tariff, str):
@@ -70,6 +78,14 @@ def price(
     if _AUDIO_APART in (model or "").lower() and _has_unrated_audio(sheet[0][1], usage):
         return _AUDIO_UNPRICED
     return _priced(sheet, usage, tariff.version)
+
+
+def _tariff(provider: str | None, model: str | None, at: datetime, service_tier: str | None) -> Tariff | str:
+    """Return the tariff that prices a call, or why there is none."""
+    tariff = tariff_of(provider, model)
+    if isinstance(tariff, str) or service_tier not in _PRICED_APART or tariff.has_tier(at, service_tier):
+        return tariff
+    return tariff if (provider, service_tier) in _PRICED_ALIKE else f"no price for service tier {service_tier!r}"
 
 
 def _has_unrated_audio(rates: Rates, usage: TokenUsage) -> bool:

@@ -49,6 +49,12 @@ def test_the_service_tier_of_the_answer_counts(fg):
     assert 0 < flex < usual
 
 
+def test_a_tier_without_a_price_leaves_the_cost_unknown(fg):
+    """A model that is dearer when it is served with priority is not priced as if it were not."""
+    body = {**CHAT, "model": "gpt-5-pro", "service_tier": "priority"}
+    assert _cost(body) == (None, None, "no price for service tier 'priority'")
+
+
 def test_a_tier_that_was_asked_for_counts_where_the_answer_names_none(fg):
     """Without a tier in the answer the request's own is taken."""
     body = {**CHAT, "model": "gpt-5-mini-2025-08-07"}

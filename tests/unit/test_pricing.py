@@ -201,11 +201,31 @@ def test_a_fine_tune_has_its_own_price():
 
 
 def test_a_reseller_has_the_makers_price():
-    """Azure sells OpenAI's models at OpenAI's prices, but not at its service tiers, where it lists none of its own."""
+    """Azure sells OpenAI's models at OpenAI's prices; what it takes for service tiers the table does not say."""
     own, resold = (price(name, "gpt-5.2", USAGE, at=NOW) for name in ("openai", "azure"))
     flex = price("azure", "gpt-5.2", USAGE, at=NOW, service_tier="flex")
-    assert own.cost_nanos == resold.cost_nanos == flex.cost_nanos
+    assert own.cost_nanos == resold.cost_nanos
+    assert (flex.cost_nanos, flex.reason) == (None, "no price for service tier 'flex'")
     assert price("openai", "gpt-5.2", USAGE, at=NOW, service_tier="flex").cost_nanos < own.cost_nanos
+
+
+@pytest.mark.parametrize("tier", ["default", "auto", "standard", "on_demand", "scale", None])
+def test_usual_tiers_have_the_usual_price(tier):
+    """Whatever a provider calls its usual tier."""
+    assert price("azure", "gpt-5.2", USAGE, at=NOW, service_tier=tier) == price("azure", "gpt-5.2", USAGE, at=NOW)
+
+
+def test_groqs_flex_costs_the_same():
+    """It is sold at the usual price, by Groq's own page."""
+    usual, flex = (price("groq", "llama-3.1-8b-instant", USAGE, at=NOW, service_tier=tier) for tier in (None, "flex"))
+    assert usual.cost_nanos == flex.cost_nanos is not None
+
+
+def test_own_rates_price_a_tier_that_has_none():
+    """They say what the call costs; what they leave out is not taken from another tier."""
+    both, one = CostOverride(1, 2), CostOverride(1)
+    priced = [price("azure", "gpt-5.2", USAGE, at=NOW, service_tier="priority", override=own) for own in (both, one)]
+    assert [result.cost_nanos for result in priced] == [1000 * 1000 + 100 * 2000, None]
 
 
 @pytest.mark.parametrize("name", ["azure.ai.openai", "az.ai.openai", "azure"])

@@ -59,12 +59,21 @@ def theirs(provider: str, model: str, usage: TokenUsage, at: datetime, tier: str
 
 
 def agrees(ours: Price, expected: int | None) -> bool:
-    """Whether we say the same, or None where the library's 0 is for a count that nobody reported, or audio is text."""
-    if ours.reason == "the audio tokens of this model have no known price":
+    """Whether we say the same, or None where the library guesses.
+
+    Its 0 may be for a count that nobody reported; it prices audio as text where it has no rate for audio, and a
+    service tier by the usual rates where it has none for that tier.
+    """
+    if ours.reason == "the audio tokens of this model have no known price" or unpriced_tier(ours):
         return ours.cost_nanos is None
     if expected == 0 and ours.reason == "the tokens that are billed are not reported":
         return ours.cost_nanos is None
     return ours.cost_nanos == expected and (ours.reason is None) == (expected is not None)
+
+
+def unpriced_tier(ours: Price) -> bool:
+    """Whether we have no rates for the service tier."""
+    return (ours.reason or "").startswith("no price for service tier ")
 
 
 def random_usage(rng: random.Random) -> TokenUsage:
@@ -147,6 +156,25 @@ def test_every_step_date_and_tier(provider):
         for usage, at, tier in checked if len(checked) > 1 else ():
             ours = price(provider, model.id, usage, at=at, service_tier=tier)
             assert agrees(ours, theirs(provider, model.id, usage, at, tier)), (model.id, usage, at, tier)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_tier_is_unpriced_exactly_where_the_library_has_no_rates_for_it(provider):
+    """For every model and moment: a tier that costs more or less elsewhere has its own rates, or no price at all."""
+    usage = TokenUsage(input_tokens=1000, output_tokens=100)
+    for name in (model.id for model in PROVIDERS[provider].models):
+        model = PROVIDERS[provider].find_model(name)
+        for at in moments(provider) if model else ():
+            for tier in ("flex", "priority", "fast", "batch"):
+                known = {"service_tier": tier} | ({"processing": tier} if tier == "batch" else {})
+                rated = any(
+                    variant.when.items() <= known.items()
+                    and (variant.constraint is None or variant.constraint.active(at))
+                    for variant in model.price_variants or ()
+                )
+                expected = not rated and (provider, tier) != ("groq", "flex")
+                ours = price(provider, name, usage, at=at, service_tier=tier)
+                assert unpriced_tier(ours) == expected, (name, at, tier)
 
 
 SIMPLE = TokenUsage(input_tokens=1_000_003, output_tokens=777)
