@@ -249,6 +249,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
                 service_tier=outcome.service_tier,
                 override=rates,
                 override_version=name,
+                regional=outcome.regional,
             )
             if price.cost_nanos is not None or pricing.is_at_hand(self.provider, model):
                 break

@@ -81,6 +81,7 @@ class OpenAICall(Call, eq=False):
     azure: bool = False
     _http_status: int | None = None
     _said_cost: str | None = None
+    _regional: bool = False
     _asked_tier: Any = None
     _fee: str | None = None
     _asked: bytes | None = None
@@ -177,6 +178,7 @@ class OpenAICall(Call, eq=False):
             usage_source="provider" if reported else "estimated" if usage else "none",
             unpriced_reason=self._unpriced_reason(reported),
             fee=self._charged(answer),
+            regional=self._regional,
             reported_nanos=nanos,
             asked=self._asked,
             answered=self._answered_content(content, answer),
@@ -206,7 +208,9 @@ class OpenAICall(Call, eq=False):
     def _heard(self, response: Any) -> bytes | None:
         """Take of a response what is still needed once it is gone; return its body, where that has been read."""
         self._http_status = getattr(response, "status_code", None)
-        if self.base_url.host != _OPENAI:
+        host = self.base_url.host
+        if host != _OPENAI:
+            self._regional = pricing.is_regional(host)
             self._said_cost = getattr(response, "headers", _NO_BODY).get(_COST_HEADER)
         content: bytes | None = getattr(response, "_content", None)
         return content

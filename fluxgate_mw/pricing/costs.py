@@ -10,9 +10,9 @@ import msgspec
 from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.pricing import Price
 from fluxgate_mw.pricing.override import CostOverride
-from fluxgate_mw.pricing.rates import Rates, Sheet, UnpricedError, cost_nanos, overlay
+from fluxgate_mw.pricing.rates import Rates, Sheet, UnpricedError, cost_nanos, overlay, raised
+from fluxgate_mw.pricing.regions import uplift_percent
 from fluxgate_mw.pricing.table import index, tariff_of
-from fluxgate_mw.pricing.terms import Tariff
 
 __all__ = ["price", "table_version"]
 
@@ -44,6 +44,7 @@ def price(
     service_tier: str | None = None,
     override: CostOverride | None = None,
     override_version: str = _OVERRIDE_VERSION,
+    regional: bool = False,
 ) -> Price:
     """Return what a call cost.
 
@@ -56,6 +57,8 @@ def price(
             is known to be priced apart, without rates in the table, is unpriced.
         override: Own rates; what it leaves out is taken from the table, where the model is in one.
         override_version: How `price_version` names them.
+        regional: Whether it was sent to the endpoint of a region (`is_regional`); then `price_version` says what that
+            added to the published rates.
 
     Guarantees: raises nothing, whatever the counts are; a cost that is not known is None, never 0.
 
@@ -65,27 +68,39 @@ def price(
     >>> price("openai", "gpt-4o-mini", TokenUsage(input_tokens=1000, output_tokens=10), at=datetime.now(UTC)).cost_nanos
     156000
     """
-    tariff = _tariff(provider, model, at, service_tier)
+    published = _published(provider, model, at, service_tier, regional=regional)
     if override is not None:
         own = override.rates()
-        if isinstance(tariff, str):
+        if isinstance(published, str):
             return _priced(((0, msgspec.structs.replace(own, complete=False)),), usage, override_version)
-        sheet = overlay(tariff.sheet(at, service_tier), ((0, own),))
-        return _priced(sheet, usage, f"{override_version}, {tariff.version}")
-    if isinstance(tariff, str):
-        return Price(None, None, tariff)
-    sheet = tariff.sheet(at, service_tier)
+        sheet, version = published
+        return _priced(overlay(sheet, ((0, own),)), usage, f"{override_version}, {version}")
+    if isinstance(published, str):
+        return Price(None, None, published)
+    sheet, version = published
     if _AUDIO_APART in (model or "").lower() and _has_unrated_audio(sheet[0][1], usage):
         return _AUDIO_UNPRICED
-    return _priced(sheet, usage, tariff.version)
+    return _priced(sheet, usage, version)
 
 
-def _tariff(provider: str | None, model: str | None, at: datetime, service_tier: str | None) -> Tariff | str:
-    """Return the tariff that prices a call, or why there is none."""
+def _published(
+    provider: str | None, model: str | None, at: datetime, service_tier: str | None, *, regional: bool
+) -> tuple[Sheet, str] | str:
+    """Return the rates of a call and their version, or why there are none."""
     tariff = tariff_of(provider, model)
-    if isinstance(tariff, str) or service_tier not in _PRICED_APART or tariff.has_tier(at, service_tier):
+    if isinstance(tariff, str):
         return tariff
-    return tariff if (provider, service_tier) in _PRICED_ALIKE else f"no price for service tier {service_tier!r}"
+    if service_tier is not None and _is_priced_apart(provider, service_tier) and not tariff.has_tier(at, service_tier):
+        return f"no price for service tier {service_tier!r}"
+    sheet = tariff.sheet(at, service_tier)
+    percent = uplift_percent(model or "") if regional else 0
+    if percent is None:
+        return f"what a regional endpoint adds to the price of {model!r} is not known"
+    return (raised(sheet, percent), f"{tariff.version}, regional +{percent} %") if percent else (sheet, tariff.version)
+
+
+def _is_priced_apart(provider: str | None, service_tier: str) -> bool:
+    return service_tier in _PRICED_APART and (provider, service_tier) not in _PRICED_ALIKE
 
 
 def _has_unrated_audio(rates: Rates, usage: TokenUsage) -> bool:

@@ -14,7 +14,7 @@ import msgspec
 
 from fluxgate_mw.event import TokenUsage
 
-__all__ = ["MILLION", "Rates", "Sheet", "UnpricedError", "cost_nanos", "overlay"]
+__all__ = ["MILLION", "Rates", "Sheet", "UnpricedError", "cost_nanos", "overlay", "raised"]
 
 MILLION: Final = 1_000_000
 _MAX_NANOS: Final = 2**63 - 1
@@ -105,6 +105,17 @@ def overlay(base: Sheet, over: Sheet) -> Sheet:
     """Return `base` with every rate that `over` gives in its place, at every step of either."""
     starts = sorted({start for start, _ in (*base, *over)})
     return tuple((start, _merged(_rates_past(base, start), _rates_past(over, start))) for start in starts)
+
+
+def raised(sheet: Sheet, percent: int) -> Sheet:
+    """Return the sheet with every rate raised, exactly."""
+    return tuple((start, _raised(rates, percent)) for start, rates in sheet)
+
+
+def _raised(rates: Rates, percent: int) -> Rates:
+    given = {name: getattr(rates, name) for name in _RATE_NAMES}
+    values = {name: rate * (100 + percent) for name, rate in given.items() if rate is not None}
+    return msgspec.structs.replace(rates, per=rates.per * 100, **values)
 
 
 def _rates_past(sheet: Sheet, start: int) -> Rates:

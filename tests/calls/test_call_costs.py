@@ -257,6 +257,22 @@ def test_the_region_is_still_the_provider_and_a_part_of_a_name_is_not(fg):
     assert [e.provider_name for e in events] == ["openai", "llmbox.ai"]
 
 
+@pytest.mark.parametrize("region", ["eu", "us", "jp"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_endpoint_of_a_region_costs_more(fg, region, stream):
+    """10 % for a newer model, in streams too; an older one has its usual price."""
+    body, events_sent = {**CHAT, "model": "gpt-5.4"}, chat_events("Hi", usage=USAGE)
+    newer = [part.replace(b"gpt-4o-mini-2024-07-18", b"gpt-5.4") for part in events_sent]
+    base_url = f"https://{region}.api.openai.com/v1"
+    client = sync_client(lambda r: streamed(newer) if stream else answer(body), base_url=base_url)
+    with capture_events() as events:
+        result = client.chat.completions.create(**{**CREATE, "model": "gpt-5.4"}, stream=stream)
+        _ = list(result) if stream else None
+    assert [e.cost_nanos for e in events] == [(12 * 2500 + 3 * 15_000) * 110 // 100]
+    assert events[0].price_version.endswith(", regional +10 %")
+    assert _cost(CHAT, base_url)[0] == PUBLISHED
+
+
 _PRICES = """
 [[prices]]
 model = "gpt-4o-mini*"
