@@ -27,6 +27,8 @@ Source: https://developers.openai.com/api/docs/pricing, https://docs.x.ai/develo
 https://learn.microsoft.com/azure/foundry/openai/concepts/priority-processing (read 2026-11)."""
 _PRICED_ALIKE: Final = frozenset({("groq", "flex")})
 """But for these. Source: https://console.groq.com/docs/flex-processing (read 2026-11)."""
+_LEAST_SECONDS: Final = {"groq": 10}
+"""What is billed of audio that is shorter. Source: `genai_prices.types` (ModelInfo.calc_price), version 0.2.3."""
 _NOT_COUNTS: Final = Price(None, None, "invalid usage: the counts are no whole numbers")
 
 
@@ -68,6 +70,8 @@ def price(
     >>> price("openai", "gpt-4o-mini", TokenUsage(input_tokens=1000, output_tokens=10), at=datetime.now(UTC)).cost_nanos
     156000
     """
+    if usage.audio_seconds is not None and provider in _LEAST_SECONDS:
+        usage = _at_least(usage, _LEAST_SECONDS[provider])
     published = _published(provider, model, at, service_tier, regional=regional)
     if override is not None:
         own = override.rates()
@@ -108,13 +112,19 @@ def _has_unrated_audio(rates: Rates, usage: TokenUsage) -> bool:
     return any(rate is None and count for rate, count in counts)
 
 
+def _at_least(usage: TokenUsage, least: int) -> TokenUsage:
+    seconds = usage.audio_seconds
+    shorter = isinstance(seconds, int | float) and 0 < seconds < least
+    return msgspec.structs.replace(usage, audio_seconds=least) if shorter else usage
+
+
 def _priced(sheet: Sheet, usage: TokenUsage, version: str) -> Price:
-    if usage.input_tokens is None and usage.output_tokens is None:
+    if usage.input_tokens is None and usage.output_tokens is None and usage.audio_seconds is None:
         return Price(None, None, "no usage")
     try:
         nanos = cost_nanos(sheet, usage)
     except UnpricedError as error:
         return Price(None, None, str(error))
-    except (TypeError, ArithmeticError):
+    except (TypeError, ValueError, ArithmeticError):
         return _NOT_COUNTS
     return Price(nanos, version) if type(nanos) is int else _NOT_COUNTS

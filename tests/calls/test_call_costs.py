@@ -123,6 +123,16 @@ def test_half_a_usage_has_no_cost(fg, path):
     assert [(e.cost_nanos, e.unpriced_reason) for e in events] == [(None, "the usage is incomplete")]
 
 
+def test_a_transcription_that_is_billed_by_its_length(fg):
+    """Ten minutes at 0.006 USD; such an answer counts no tokens."""
+    client = sync_client(lambda r: answer({"text": "x", "usage": {"type": "duration", "seconds": 600}}))
+    with capture_events() as events:
+        client.audio.transcriptions.create(model="whisper-1", file=("a.wav", b"x"))
+    [transcribed] = events
+    assert (transcribed.cost_nanos, transcribed.usage_source) == (60_000_000, "provider")
+    assert (transcribed.input_tokens, transcribed.output_tokens) == (None, None)
+
+
 def test_a_fee_for_the_request(fg):
     """Where the provider does not report the cost, its published fee is in it: 12 USD for a thousand requests."""
     cost, version, _ = _cost({**CHAT, "model": "sonar"}, "https://api.perplexity.ai")

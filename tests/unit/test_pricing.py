@@ -165,6 +165,18 @@ def test_a_free_model_costs_nothing():
     assert price("openrouter", "mistralai/mistral-7b-instruct:free", USAGE, at=NOW).cost_nanos == 0
 
 
+def test_audio_by_the_hour():
+    """Ten minutes of whisper-1 at 0.36 USD an hour; of a model that is billed by tokens, seconds say nothing."""
+    spoken = TokenUsage(audio_seconds=600)
+    assert price("openai", "whisper-1", spoken, at=NOW).cost_nanos == 60_000_000
+    assert price("openai", "gpt-4o-transcribe", spoken, at=NOW).cost_nanos is None
+    assert price("openai", "tts-1", spoken, at=NOW).cost_nanos is None
+    assert price("groq", "whisper-large-v3", TokenUsage(audio_seconds=float("nan")), at=NOW).cost_nanos is None
+    own = CostOverride(cache_read_cost_per_1m_tokens=1)
+    assert price(None, "own", spoken, at=NOW, override=own).reason == "no price of audio by the hour known"
+    assert price("openai", "whisper-1", spoken, at=NOW, override=own).cost_nanos == 60_000_000
+
+
 def test_a_request_has_its_fee():
     """A published fee per request is added once."""
     plain = price("perplexity", "sonar", TokenUsage(input_tokens=0, output_tokens=0), at=NOW)

@@ -30,6 +30,7 @@ SPELLED = {
     "cache_read_input_audio_tokens": "cache_audio_read_tokens",
     "input_image_tokens": "input_image_tokens",
     "output_image_tokens": "output_image_tokens",
+    "audio_seconds": "audio_seconds",
 }
 PROVIDERS = {provider.id: provider for provider in providers}
 TIERS = (None, None, "default", "flex", "priority", "fast", "batch", "auto")
@@ -53,7 +54,8 @@ def theirs(provider: str, model: str, usage: TokenUsage, at: datetime, tier: str
     except UNPRICED:
         return None
     published = {key for key, value in result.model_price.__dict__.items() if value is not None}
-    if published and not published & TOKEN_PRICES:
+    counted = TOKEN_PRICES if usage.audio_seconds is None else {*TOKEN_PRICES, "audio_hours"}
+    if published and not published & counted:
         return None
     return int(result.total_price.scaleb(9).to_integral_value(ROUND_HALF_EVEN))
 
@@ -96,6 +98,7 @@ def random_usage(rng: random.Random) -> TokenUsage:
         cache_read_input_audio_tokens=rng.choice([None, 0, part(min(audio or 0, read or 0))]),
         input_image_tokens=rng.choice([None, part(total_in // 3)]),
         output_image_tokens=part(total_out // 2),
+        audio_seconds=rng.choice([None, None, 0, 7, 9.2, 600.004, rng.randrange(scale)]),
     )
 
 
@@ -189,11 +192,21 @@ def test_every_model_costs_what_the_library_says(provider):
         for _ in range(6):
             usage, at, tier = random_usage(rng), rng.choice(moments(provider)), rng.choice(TIERS)
             ours = price(provider, model, usage, at=at, service_tier=tier)
-            if usage.input_tokens is None and usage.output_tokens is None:
+            if usage.input_tokens is None and usage.output_tokens is None and usage.audio_seconds is None:
                 assert ours.cost_nanos is None
                 continue
             expected = theirs(provider, model, usage, at, tier)
             assert agrees(ours, expected), (model, usage, at, tier, ours)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.1, 9.2, 600, 86_400])
+def test_models_that_are_billed_by_duration_cost_what_the_library_says(seconds):
+    """Audio by the hour, of every such model, without any token."""
+    usage = TokenUsage(audio_seconds=seconds)
+    billed = [(name, m.id) for name in PROVIDERS for m in PROVIDERS[name].models if "audio_hours=" in repr(m)]
+    assert ("openai", "whisper-1") in billed
+    for provider, model in billed:
+        assert agrees(price(provider, model, usage, at=NOW), theirs(provider, model, usage, NOW, None)), model
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
