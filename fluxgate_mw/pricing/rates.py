@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final, NoReturn
 
 import msgspec
@@ -114,6 +115,7 @@ def overlay(base: Sheet, over: Sheet) -> Sheet:
     return tuple((start, _merged(_rates_past(base, start), _rates_past(over, start))) for start in starts)
 
 
+@lru_cache(maxsize=256)
 def raised(sheet: Sheet, percent: int) -> Sheet:
     """Return the sheet with every rate raised, exactly."""
     return tuple((start, _raised(rates, percent)) for start, rates in sheet)
