@@ -7,6 +7,7 @@ time, what the answer says and what that cost, is found out when somebody asks f
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final, cast, get_args
 
@@ -25,6 +26,7 @@ _STATUSES: Final = get_args(Status)
 _NOT_PRICED: Final = pricing.Price(None, None, "pricing failed")
 _NO_USAGE: Final = TokenUsage()
 _NO_MODEL: Final = pricing.Price(None, None, "no model")
+_AZURE: Final = "azure"
 _NOT_FOUND: Final = Outcome()
 _UNCHANGING: Final = frozenset({str, int, float, bool, type(None)})
 
@@ -222,7 +224,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
         if outcome.reported_nanos is not None:
             return pricing.Price(outcome.reported_nanos, "provider")
         if usage is None:
-            return pricing.Price(None, None, "no usage")
+            return pricing.Price(None, None, outcome.unpriced_reason or "no usage")
         return self._priced(outcome, usage, at)
 
     def _priced(
@@ -238,9 +240,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
         if outcome.fee is not None and rates is None:
             return pricing.Price(None, None, f"the call used {outcome.fee}, which is billed beside its tokens")
         price = _NO_MODEL
-        for model in (outcome.response_model, self.model):
-            if not model:
-                continue
+        for model in self._names(outcome):
             price = pricing.price(
                 self.provider,
                 model,
@@ -249,10 +249,21 @@ class Call(msgspec.Struct, eq=False, weakref=True):
                 service_tier=outcome.service_tier,
                 override=rates,
                 override_version=name,
+                regional=outcome.regional,
             )
-            if price.cost_nanos is not None:
+            if price.cost_nanos is not None or pricing.is_at_hand(self.provider, model):
                 break
         return price
+
+    def _names(self, outcome: Outcome) -> Iterable[str]:
+        """Return the names to price the call by: the first that is known counts.
+
+        A gateway may spell the model that answered in its own way, so the model that was asked for is the second;
+        but what is asked of Azure is a deployment, and its name says nothing.
+        """
+        if self.provider == _AZURE and outcome.response_model:
+            return (outcome.response_model,)
+        return filter(None, (outcome.response_model, self.model))
 
 
 def _text(given: object) -> str | None:

@@ -71,7 +71,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a call ended, as the one who made it saw it. Fields as in `UsageEvent`; None = not known.
 
     `reported_nanos` is what the provider says that it cost; `unpriced_reason` says why its usage cannot be priced;
-    `fee` is what is billed beside the tokens, which leaves the cost unknown unless the user has rates of his own.
+    `fee` is what is billed beside the tokens, which leaves the cost unknown unless the user has rates of his own;
+    `regional` says that it was sent to the endpoint of a region, where some models cost more.
     `asked` (as JSON) and `answered` (as plain data) are given only where content is captured.
     """
 
@@ -88,6 +89,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     usage_source: UsageSource = "none"
     unpriced_reason: str | None = None
     fee: str | None = None
+    regional: bool = False
     reported_nanos: int | None = None
     asked: bytes | None = None
     answered: Any = None

@@ -66,25 +66,30 @@ class TrackedCall:
             reasoning_output_tokens: Part of `output_tokens`.
             status: How the call ended, where no exception says it.
 
-        Guarantees: never raises for a count: one that is no whole number from 0 to 2^53 is unknown, counted and logged.
+        Guarantees: never raises for a count: one that is no whole number from 0 to 2^53 is unknown, counted and logged,
+        and so is the cost then.
         """
         call = self._call
         if call is None:
             return
         call.provider, call.model = provider, model
-        usage = TokenUsage(
-            input_tokens=_count(input_tokens),
-            output_tokens=_count(output_tokens),
-            cache_read_input_tokens=_count(cache_read_input_tokens),
-            cache_creation_input_tokens=_count(cache_creation_input_tokens),
-            reasoning_output_tokens=_count(reasoning_output_tokens),
+        told = (
+            input_tokens,
+            output_tokens,
+            cache_read_input_tokens,
+            cache_creation_input_tokens,
+            reasoning_output_tokens,
         )
+        counts = tuple(map(_count, told))
+        usage = TokenUsage(*counts)
         known = usage != TokenUsage()
+        rejected = any(given is not None and count is None for given, count in zip(told, counts, strict=True))
         self._outcome = Outcome(
             status=status,
             response_model=model,
             usage=usage if known else None,
             usage_source="provider" if known else "none",
+            unpriced_reason="the usage is incomplete" if rejected else None,
         )
 
     @property

@@ -36,6 +36,8 @@ _BILLED_PER_CALL: Final = frozenset(
     {"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "shell_call"}
 )
 """Source: OpenAI's price list, "Built-in tools": searches by the call, containers by the session."""
+_SVG: Final = "the authoring of an SVG"
+"""Tokens of a second model, told apart from those of the image. Source: `ImagesResponse.svg_usage` of openai 3.57."""
 
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -64,6 +66,7 @@ class _Whole(msgspec.Struct):
     incomplete_details: Any = None
     output: list[_Item] | None = None
     choices: list[_Choice] | None = None
+    svg_usage: Any = None
 
 
 class _Delta(msgspec.Struct):
@@ -111,7 +114,7 @@ class Answer:
         delivered_bytes: UTF-8 bytes of text, tool arguments and reasoning that a stream delivered.
         texts: What a stream delivered, where content is captured; else None.
         cost_nanos: What the provider says that the call cost; None where it does not say.
-        fee: What of its output is billed per call, beside its tokens; None for nothing.
+        fee: What of its output is billed beside its tokens, per call or as another model's; None for nothing.
         state: `status` of an answer that has one (`queued`, `completed`, ...); None elsewhere.
     """
 
@@ -249,6 +252,8 @@ class Answer:
         if isinstance(part, _Whole):
             self._take_status(part)
             self._charge(part.output or ())
+            if isinstance(part.svg_usage, dict):
+                self.fee = _SVG
 
     def _charge(self, items: Iterable[_Item]) -> None:
         self.fee = next((item.type for item in items if item.is_billed()), self.fee)

@@ -30,7 +30,12 @@ __all__ = ["OpenAICall", "Retrieval"]
 
 _GIVEN_UP: Final = (CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 _PROMPTS: Final = ("messages", "input", "instructions", "prompt", "tools")
-_COUNTS_BOTH: Final = frozenset({"chat", "text_completion"})
+_COUNTS_BOTH: Final = frozenset({"chat", "text_completion", "compaction", "decision", "image_generation"})
+_COUNTED_LATER: Final = {
+    "batch": "a batch's usage comes with its results",
+    "fine_tuning": "a fine-tuning job's usage comes when it is done",
+}
+"""What is only begun: the usage of its creation, all zeros, is that of nothing yet."""
 _PENDING: Final = frozenset({"queued", "in_progress"})
 _BINARY: Final = ("audio/", "image/", "video/", "application/octet-stream")
 _COST_HEADER: Final = "x-litellm-response-cost"
@@ -77,6 +82,7 @@ class OpenAICall(Call, eq=False):
     azure: bool = False
     _http_status: int | None = None
     _said_cost: str | None = None
+    _regional: bool = False
     _asked_tier: Any = None
     _fee: str | None = None
     _asked: bytes | None = None
@@ -153,7 +159,7 @@ class OpenAICall(Call, eq=False):
             answer = Answer() if content is None else _read(content)
         ending = self._ending or _told(answer)
         self.provider_name()
-        reported = answer.usage
+        reported = self._reported(answer.usage)
         usage = reported or self._estimated(answer)
         tier = answer.service_tier or self._asked_tier
         nanos = answer.cost_nanos
@@ -173,6 +179,7 @@ class OpenAICall(Call, eq=False):
             usage_source="provider" if reported else "estimated" if usage else "none",
             unpriced_reason=self._unpriced_reason(reported),
             fee=self._charged(answer),
+            regional=self._regional,
             reported_nanos=nanos,
             asked=self._asked,
             answered=self._answered_content(content, answer),
@@ -202,7 +209,9 @@ class OpenAICall(Call, eq=False):
     def _heard(self, response: Any) -> bytes | None:
         """Take of a response what is still needed once it is gone; return its body, where that has been read."""
         self._http_status = getattr(response, "status_code", None)
-        if self.base_url.host != _OPENAI:
+        host = self.base_url.host
+        if host != _OPENAI:
+            self._regional = pricing.is_regional(host)
             self._said_cost = getattr(response, "headers", _NO_BODY).get(_COST_HEADER)
         content: bytes | None = getattr(response, "_content", None)
         return content
@@ -246,7 +255,23 @@ class OpenAICall(Call, eq=False):
         delivered = estimate_tokens(answer.delivered_bytes) if answer.texts is None else tokens_in(answer.texts, model)
         return TokenUsage(tokens_in(prompt, model), delivered)
 
+    def _reported(self, usage: TokenUsage | None) -> TokenUsage | None:
+        """Return what the call is known to have used, by the answer's usage.
+
+        Where the images API does not say what of its output is text, all of it are image tokens.
+
+        Source: `usage.output_tokens` in the API reference of image streaming events, "the number of image tokens in
+        the output image" (https://platform.openai.com/docs/api-reference/images-streaming, read 2026-11).
+        """
+        if usage is None or self.operation in _COUNTED_LATER:
+            return None
+        if self.operation == "image_generation" and usage.output_image_tokens is None:
+            return msgspec.structs.replace(usage, output_image_tokens=usage.output_tokens)
+        return usage
+
     def _unpriced_reason(self, reported: TokenUsage | None) -> str | None:
+        if self.operation in _COUNTED_LATER:
+            return _COUNTED_LATER[self.operation]
         partial = reported is not None and None in (reported.input_tokens, reported.output_tokens)
         return "the usage is incomplete" if partial and self.operation in _COUNTS_BOTH else None
 

@@ -32,7 +32,7 @@ def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
     """Return the token counts of a usage block, in either dialect (`prompt_tokens` or `input_tokens`).
 
     Returns:
-        None where it counts no tokens at all (transcriptions may be counted in seconds).
+        None where it counts neither tokens nor, of some transcriptions, seconds.
 
     Guarantees: never raises; a count that is missing or absurd, and a part that is larger than its whole, is None,
     and the absurd ones are noted as `absurd_usage`.
@@ -45,7 +45,7 @@ def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
     total_in = _noted(usage.get("prompt_tokens" if chat else "input_tokens"))
     total_out = _noted(usage.get("completion_tokens" if chat else "output_tokens"))
     if total_in is None and total_out is None:
-        return None
+        return _duration(usage)
     inside_in = _details(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     inside_out = _details(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
     total_out = _with_unseen(usage, total_in, total_out, inside_out.get("reasoning_tokens"))
@@ -64,6 +64,14 @@ def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
         input_image_tokens=_part(inside_in.get("image_tokens"), total_in),
         output_image_tokens=_part(inside_out.get("image_tokens"), total_out),
     )
+
+
+def _duration(usage: Mapping[str, Any]) -> TokenUsage | None:
+    """Return the usage of a model that is billed by the length of its input. Source: `UsageDuration` of openai 3.57."""
+    seconds = usage.get("seconds") if usage.get("type") == "duration" else None
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds <= MOST:
+        return None
+    return TokenUsage(audio_seconds=seconds)
 
 
 def _with_unseen(usage: Mapping[str, Any], total_in: int | None, total_out: int | None, reasoning: Any) -> int | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from fluxgate_mw.extras import load
-from fluxgate_mw.pricing.hosts import provider_of_host
+from fluxgate_mw.pricing.hosts import is_regional, provider_of_host
 
 if TYPE_CHECKING:
     from fluxgate_mw.pricing.costs import price, table_version
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from fluxgate_mw.pricing.price_file import PriceFile
     from fluxgate_mw.pricing.table import is_at_hand
 
-__all__ = ["CostOverride", "Price", "PriceFile", "is_at_hand", "price", "provider_of_host", "table_version"]
+__all__ = [
+    "CostOverride",
+    "Price",
+    "PriceFile",
+    "is_at_hand",
+    "is_regional",
+    "price",
+    "provider_of_host",
+    "table_version",
+]
 
 _LATER: Final = {
     "CostOverride": "override",

@@ -40,7 +40,10 @@ _RATE_OF: Final = {
     "output_image_mtok": "output_image",
     "requests_kcount": "requests",
 }
-"""Published price to the rate of ours; the other prices are for what `TokenUsage` does not count."""
+"""Published price to the rate of ours; the other prices are for what `TokenUsage` does not count in tokens."""
+
+_HOURS: Final = "audio_hours"
+"""The one price for a duration that becomes a rate: that of all of the audio. Held by the hour, exactly."""
 
 _UNITS: Final = UnitRegistry(unit_data)
 _MAX_RATE: Final = 2**63
@@ -155,6 +158,8 @@ def _rates(published: Mapping[str, Decimal]) -> Rates:
     counted = {
         name: published[key] / _UNITS.unit_for_price_key(key).per for key, name in _RATE_OF.items() if key in published
     }
+    if _HOURS in published:
+        counted["audio_hours"] = published[_HOURS]
     per = next(per for per in _DENOMINATORS if all(_is_whole(usd.scaleb(9) * per) for usd in counted.values()))
     rates: dict[str, Any] = {name: int(usd.scaleb(9) * per) for name, usd in counted.items()}
     if any(rate >= _MAX_RATE for rate in rates.values()):

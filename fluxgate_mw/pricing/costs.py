@@ -10,7 +10,8 @@ import msgspec
 from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.pricing import Price
 from fluxgate_mw.pricing.override import CostOverride
-from fluxgate_mw.pricing.rates import Rates, Sheet, UnpricedError, cost_nanos, overlay
+from fluxgate_mw.pricing.rates import Rates, Sheet, UnpricedError, cost_nanos, overlay, raised
+from fluxgate_mw.pricing.regions import uplift_percent
 from fluxgate_mw.pricing.table import index, tariff_of
 
 __all__ = ["price", "table_version"]
@@ -20,6 +21,14 @@ _AUDIO_APART: Final = "audio-preview"
 """Models whose audio tokens cost more than their text, by rates that the tables lack.
 Source: https://platform.openai.com/docs/pricing (read 2026-11)."""
 _AUDIO_UNPRICED: Final = Price(None, None, "the audio tokens of this model have no known price")
+_PRICED_APART: Final = frozenset({"priority", "fast", "ultrafast", "flex", "batch"})
+"""Service tiers that cost more or less than the usual one, wherever they are sold.
+Source: https://developers.openai.com/api/docs/pricing, https://docs.x.ai/developers/advanced-api-usage/priority-processing,
+https://learn.microsoft.com/azure/foundry/openai/concepts/priority-processing (read 2026-11)."""
+_PRICED_ALIKE: Final = frozenset({("groq", "flex")})
+"""But for these. Source: https://console.groq.com/docs/flex-processing (read 2026-11)."""
+_LEAST_SECONDS: Final = {"groq": 10}
+"""What is billed of audio that is shorter. Source: `genai_prices.types` (ModelInfo.calc_price), version 0.2.3."""
 _NOT_COUNTS: Final = Price(None, None, "invalid usage: the counts are no whole numbers")
 
 
@@ -37,6 +46,7 @@ def price(
     service_tier: str | None = None,
     override: CostOverride | None = None,
     override_version: str = _OVERRIDE_VERSION,
+    regional: bool = False,
 ) -> Price:
     """Return what a call cost.
 
@@ -45,9 +55,12 @@ def price(
         model: As the provider or a gateway spells it, in any case.
         usage: Reported totals that include their subsets.
         at: When the call was made; a naive time is taken as UTC.
-        service_tier: As the response says, `batch` included; None and an unknown one mean the usual rates.
+        service_tier: As the response says, `batch` included; None and an unknown one mean the usual rates, and one that
+            is known to be priced apart, without rates in the table, is unpriced.
         override: Own rates; what it leaves out is taken from the table, where the model is in one.
         override_version: How `price_version` names them.
+        regional: Whether it was sent to the endpoint of a region (`is_regional`); then `price_version` says what that
+            added to the published rates.
 
     Guarantees: raises nothing, whatever the counts are; a cost that is not known is None, never 0.
 
@@ -57,19 +70,41 @@ def price(
     >>> price("openai", "gpt-4o-mini", TokenUsage(input_tokens=1000, output_tokens=10), at=datetime.now(UTC)).cost_nanos
     156000
     """
-    tariff = tariff_of(provider, model)
+    if usage.audio_seconds is not None and provider in _LEAST_SECONDS:
+        usage = _at_least(usage, _LEAST_SECONDS[provider])
+    published = _published(provider, model, at, service_tier, regional=regional)
     if override is not None:
         own = override.rates()
-        if isinstance(tariff, str):
+        if isinstance(published, str):
             return _priced(((0, msgspec.structs.replace(own, complete=False)),), usage, override_version)
-        sheet = overlay(tariff.sheet(at, service_tier), ((0, own),))
-        return _priced(sheet, usage, f"{override_version}, {tariff.version}")
-    if isinstance(tariff, str):
-        return Price(None, None, tariff)
-    sheet = tariff.sheet(at, service_tier)
+        sheet, version = published
+        return _priced(overlay(sheet, ((0, own),)), usage, f"{override_version}, {version}")
+    if isinstance(published, str):
+        return Price(None, None, published)
+    sheet, version = published
     if _AUDIO_APART in (model or "").lower() and _has_unrated_audio(sheet[0][1], usage):
         return _AUDIO_UNPRICED
-    return _priced(sheet, usage, tariff.version)
+    return _priced(sheet, usage, version)
+
+
+def _published(
+    provider: str | None, model: str | None, at: datetime, service_tier: str | None, *, regional: bool
+) -> tuple[Sheet, str] | str:
+    """Return the rates of a call and their version, or why there are none."""
+    tariff = tariff_of(provider, model)
+    if isinstance(tariff, str):
+        return tariff
+    if service_tier is not None and _is_priced_apart(provider, service_tier) and not tariff.has_tier(at, service_tier):
+        return f"no price for service tier {service_tier!r}"
+    sheet = tariff.sheet(at, service_tier)
+    percent = uplift_percent(model or "") if regional else 0
+    if percent is None:
+        return f"what a regional endpoint adds to the price of {model!r} is not known"
+    return (raised(sheet, percent), f"{tariff.version}, regional +{percent} %") if percent else (sheet, tariff.version)
+
+
+def _is_priced_apart(provider: str | None, service_tier: str) -> bool:
+    return service_tier in _PRICED_APART and (provider, service_tier) not in _PRICED_ALIKE
 
 
 def _has_unrated_audio(rates: Rates, usage: TokenUsage) -> bool:
@@ -77,13 +112,19 @@ def _has_unrated_audio(rates: Rates, usage: TokenUsage) -> bool:
     return any(rate is None and count for rate, count in counts)
 
 
+def _at_least(usage: TokenUsage, least: int) -> TokenUsage:
+    seconds = usage.audio_seconds
+    shorter = isinstance(seconds, int | float) and 0 < seconds < least
+    return msgspec.structs.replace(usage, audio_seconds=least) if shorter else usage
+
+
 def _priced(sheet: Sheet, usage: TokenUsage, version: str) -> Price:
-    if usage.input_tokens is None and usage.output_tokens is None:
+    if usage.input_tokens is None and usage.output_tokens is None and usage.audio_seconds is None:
         return Price(None, None, "no usage")
     try:
         nanos = cost_nanos(sheet, usage)
     except UnpricedError as error:
         return Price(None, None, str(error))
-    except (TypeError, ArithmeticError):
+    except (TypeError, ValueError, ArithmeticError):
         return _NOT_COUNTS
     return Price(nanos, version) if type(nanos) is int else _NOT_COUNTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["HOSTS", "provider_of_host"]
+__all__ = ["HOSTS", "is_regional", "provider_of_host"]
 
 HOSTS: Final = MappingProxyType(
     {
@@ -66,6 +66,18 @@ Source: the providers' own API references and `api_pattern` of genai-prices 0.2.
 _BEDROCK: Final = ("bedrock", "bedrock-mantle", "bedrock-runtime")
 _BEDROCK_DOMAINS: Final = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 """Source: https://docs.aws.amazon.com/general/latest/gr/bedrock.html (the region is the host's second label)."""
+
+_REGIONAL: Final = ".api.openai.com"
+"""Source: https://developers.openai.com/api/docs/guides/data-residency (read 2026-11): `eu.`, `us.` and others."""
+
+
+def is_regional(host: str) -> bool:
+    """Return whether a host is the endpoint of a region, where some models cost more.
+
+    >>> is_regional("eu.api.openai.com"), is_regional("api.openai.com")
+    (True, False)
+    """
+    return host.lower().rstrip(".").endswith(_REGIONAL)
 
 
 def provider_of_host(host: str) -> str:

@@ -26,6 +26,7 @@ class _Entry(msgspec.Struct, frozen=True):
     rates: CostOverride
 
     def holds(self, provider: str | None, model: str, at: date) -> bool:
+        """Say whether it is for a provider's model, both in lower case, on a day."""
         named = model.startswith(self.model[:-1]) if self.model.endswith("*") else model == self.model
         return (
             named
@@ -39,8 +40,8 @@ class PriceFile:
     """The entries of one price list; of several that hold, the last counts.
 
     A file in TOML or JSON with a list `prices`. Each entry names its `model` (a `*` at the end means any ending) and
-    rates as in `cost_override`; `provider`, `from` (a date, UTC, inclusive) and `until` (exclusive) may be left out.
-    A rate that an entry leaves out is the published one.
+    rates as in `cost_override`, one at least; `provider`, `from` (a date, UTC, inclusive) and `until` (exclusive, later
+    than `from`) may be left out. Names are of any case. A rate that an entry leaves out is the published one.
 
     Args:
         path: Ends in `.toml` or `.json`.
@@ -72,8 +73,8 @@ class PriceFile:
 
     def rates(self, provider: str | None, model: str, at: datetime) -> CostOverride | None:
         """Return the rates of a model at a moment (aware UTC); None where the list has none."""
-        name, day = model.lower(), at.date()
-        held = (entry for entry in reversed(self._entries) if entry.holds(provider, name, day))
+        of, name, day = provider and provider.lower(), model.lower(), at.date()
+        held = (entry for entry in reversed(self._entries) if entry.holds(of, name, day))
         return next((entry.rates for entry in held), None)
 
 
@@ -83,12 +84,16 @@ def _entry(where: str, item: Any) -> _Entry:
     provider = item.get("provider")
     if provider is not None and not isinstance(provider, str):
         raise ConfigurationError(f"{where}: provider: expected a name")
+    first, until = _day(where, "from", item.get("from")), _day(where, "until", item.get("until"))
+    if first is not None and until is not None and first >= until:
+        raise ConfigurationError(f"{where}: until: expected a date later than from ({first})")
     try:
         rates = CostOverride.from_mapping({key: value for key, value in item.items() if key not in _OWN})
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from None
-    first, until = _day(where, "from", item.get("from")), _day(where, "until", item.get("until"))
-    return _Entry(item["model"].lower(), provider, first, until, rates)
+    if rates == CostOverride():
+        raise ConfigurationError(f"{where}: expected a rate, such as input_cost_per_1m_tokens")
+    return _Entry(item["model"].lower(), provider and provider.lower(), first, until, rates)
 
 
 def _day(where: str, key: str, value: Any) -> date | None:

@@ -8,15 +8,18 @@ one, and the rest of the total at the total's rate, so no token is priced twice.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
 from typing import Final, NoReturn
 
 import msgspec
 
 from fluxgate_mw.event import TokenUsage
 
-__all__ = ["MILLION", "Rates", "Sheet", "UnpricedError", "cost_nanos", "overlay"]
+__all__ = ["MILLION", "Rates", "Sheet", "UnpricedError", "cost_nanos", "overlay", "raised"]
 
 MILLION: Final = 1_000_000
+_SECONDS_PER_HOUR: Final = 3600
 _MAX_NANOS: Final = 2**63 - 1
 
 
@@ -29,6 +32,7 @@ class Rates(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Args:
         requests: Fee of one request, in nano-USD for `per` requests.
+        audio_hours: Nano-USD for `per` hours of audio.
         per: What the rates are for; a power of ten, at least a million.
         uncounted: Names of published prices for what token counts do not show (hours of audio, pages, searches).
         complete: False: a total without a rate is unknown; True: it costs nothing, as published.
@@ -45,6 +49,7 @@ class Rates(msgspec.Struct, frozen=True, omit_defaults=True):
     input_image: int | None = None
     output_image: int | None = None
     requests: int | None = None
+    audio_hours: int | None = None
     per: int = MILLION
     uncounted: tuple[str, ...] = ()
     complete: bool = True
@@ -69,7 +74,9 @@ def cost_nanos(sheet: Sheet, usage: TokenUsage) -> int:
         UnpricedError: The counts contradict each other, or what they count has no known price.
     """
     rates = sheet[0][1] if len(sheet) == 1 else _step(sheet, usage)
-    numerator = _input_numerator(rates, usage) + _output_numerator(rates, usage) + (rates.requests or 0)
+    numerator: int | Fraction = _input_numerator(rates, usage) + _output_numerator(rates, usage) + (rates.requests or 0)
+    if usage.audio_seconds is not None:
+        numerator += _duration_numerator(rates, usage.audio_seconds)
     if not numerator:
         _check_zero(rates, usage)
     per = rates.per
@@ -94,7 +101,8 @@ def _step(sheet: Sheet, usage: TokenUsage) -> Rates:
 
 
 def _check_zero(rates: Rates, usage: TokenUsage) -> None:
-    if rates.uncounted and rates.input is None and rates.output is None:
+    by_duration = rates.audio_hours is not None and usage.audio_seconds is not None
+    if rates.uncounted and rates.input is None and rates.output is None and not by_duration:
         raise UnpricedError(f"priced by {' and '.join(rates.uncounted)}, which the usage does not count")
     totals = (rates.input, usage.input_tokens), (rates.output, usage.output_tokens)
     if any(rate and total is None for rate, total in totals):
@@ -105,6 +113,18 @@ def overlay(base: Sheet, over: Sheet) -> Sheet:
     """Return `base` with every rate that `over` gives in its place, at every step of either."""
     starts = sorted({start for start, _ in (*base, *over)})
     return tuple((start, _merged(_rates_past(base, start), _rates_past(over, start))) for start in starts)
+
+
+@lru_cache(maxsize=256)
+def raised(sheet: Sheet, percent: int) -> Sheet:
+    """Return the sheet with every rate raised, exactly."""
+    return tuple((start, _raised(rates, percent)) for start, rates in sheet)
+
+
+def _raised(rates: Rates, percent: int) -> Rates:
+    given = {name: getattr(rates, name) for name in _RATE_NAMES}
+    values = {name: rate * (100 + percent) for name, rate in given.items() if rate is not None}
+    return msgspec.structs.replace(rates, per=rates.per * 100, **values)
 
 
 def _rates_past(sheet: Sheet, start: int) -> Rates:
@@ -190,6 +210,14 @@ def _output_numerator(rates: Rates, usage: TokenUsage) -> int:
         return _rest(usage.output_tokens or 0, rate, "output")
     parts = (reasoning, rates.reasoning), (audio, rates.output_audio), (image, rates.output_image)
     return _split(usage.output_tokens, rate, parts, "output")
+
+
+def _duration_numerator(rates: Rates, seconds: float) -> Fraction:
+    if seconds < 0:
+        _reject("the audio is shorter than 0 seconds")
+    if rates.audio_hours is None and not rates.complete:
+        raise UnpricedError("no price of audio by the hour known")
+    return Fraction(str(seconds)) * (rates.audio_hours or 0) / _SECONDS_PER_HOUR
 
 
 def _split(total: int | None, rate: int | None, parts: _Parts, name: str) -> int:

@@ -96,7 +96,7 @@ class Tariff:
         tier = service_tier if service_tier in self._tiers else None
         if tier is None and self.plain is not None:
             return self.plain
-        moment = at if at.tzinfo is UTC or at.tzinfo is None else at.astimezone(UTC)
+        moment = _utc(at)
         if self._timed:
             return self._made(moment, tier)
         key = (tier, bisect(self._dates, moment.date()))
@@ -105,13 +105,27 @@ class Tariff:
             kept = self._kept[key] = self._made(moment, tier)
         return kept
 
+    def has_tier(self, at: datetime, service_tier: str) -> bool:
+        """Return whether rates of a tier are known for a moment; arguments as of `sheet`."""
+        return bool(self._variants(_utc(at), service_tier))
+
     def _made(self, moment: datetime, tier: str | None) -> Sheet:
         prices = self._terms.prices
         sheet = next((dated for dated in reversed(prices) if dated.when.holds(moment)), prices[0]).sheet
         if tier is None:
             return sheet
-        context = {"service_tier": tier} | ({"processing": "batch"} if tier == "batch" else {})
-        for variant in reversed(self._terms.variants):
-            if variant.context.items() <= context.items() and variant.when.holds(moment):
-                sheet = overlay(sheet, variant.sheet)
+        for variant in reversed(self._variants(moment, tier)):
+            sheet = overlay(sheet, variant.sheet)
         return sheet
+
+    def _variants(self, moment: datetime, tier: str) -> list[Variant]:
+        context = {"service_tier": tier} | ({"processing": "batch"} if tier == "batch" else {})
+        return [
+            variant
+            for variant in self._terms.variants
+            if variant.context.items() <= context.items() and variant.when.holds(moment)
+        ]
+
+
+def _utc(at: datetime) -> datetime:
+    return at if at.tzinfo is UTC or at.tzinfo is None else at.astimezone(UTC)

@@ -9,7 +9,7 @@ import pytest
 
 from fluxgate_mw import FluxGate, FluxGateError, context, current
 from fluxgate_mw.testing import capture_events
-from tests.calls.mocks import CHAT, MESSAGES, USAGE, answer, chat_events, streamed, sync_client
+from tests.calls.mocks import CHAT, MESSAGES, USAGE, answer, chat_events, event, streamed, sync_client
 
 CREATE = {"model": "gpt-4o-mini", "messages": MESSAGES}
 PUBLISHED = 12 * 150 + 3 * 600
@@ -47,6 +47,12 @@ def test_the_service_tier_of_the_answer_counts(fg):
     flex = _cost({**body, "service_tier": "flex"}, service_tier="auto")[0]
     assert flex is not None
     assert 0 < flex < usual
+
+
+def test_a_tier_without_a_price_leaves_the_cost_unknown(fg):
+    """A model that is dearer when it is served with priority is not priced as if it were not."""
+    body = {**CHAT, "model": "gpt-5-pro", "service_tier": "priority"}
+    assert _cost(body) == (None, None, "no price for service tier 'priority'")
 
 
 def test_a_tier_that_was_asked_for_counts_where_the_answer_names_none(fg):
@@ -91,6 +97,42 @@ def test_audio_out(fg):
     assert _cost({**CHAT, "model": "gpt-audio", "usage": usage})[0] == 20 * 10_000 + 80 * 64_000
 
 
+_DRAWN = {"input_tokens": 50, "output_tokens": 4160, "total_tokens": 4210}
+_DRAWING = {"model": "gpt-image-1.5", "prompt": "a cat"}
+_STREAM = openai.Stream[object]
+
+
+@pytest.mark.parametrize("details", [{}, {"output_tokens_details": {"image_tokens": 4160, "text_tokens": 0}}])
+def test_what_the_images_api_puts_out_are_image_tokens(fg, details):
+    """32 USD a million, where its text would be 10; whether the answer tells them apart, and streamed or not."""
+    usage = {**_DRAWN, **details}
+    done = {"type": "image_generation.completed", "b64_json": "x", "usage": usage}
+    with capture_events() as events:
+        sync_client(lambda r: answer({"created": 1, "data": [], "usage": usage})).images.generate(**_DRAWING)
+        streaming = sync_client(lambda r: streamed([event(done, "image_generation.completed")]))
+        list(streaming.post("/images/generations", cast_to=object, body=_DRAWING, stream=True, stream_cls=_STREAM))
+    assert [e.cost_nanos for e in events] == [50 * 5000 + 4160 * 32_000] * 2
+
+
+@pytest.mark.parametrize("path", ["/responses/compact", "/decisions", "/images/generations"])
+def test_half_a_usage_has_no_cost(fg, path):
+    """Compactions, decisions and images have input and output, too: neither is 0 where it is not told."""
+    client = sync_client(lambda r: answer({"id": "x", "created_at": 1, "usage": {"input_tokens": 1000}}))
+    with capture_events() as events:
+        client.post(path, cast_to=object, body={"model": "gpt-4o-mini"})
+    assert [(e.cost_nanos, e.unpriced_reason) for e in events] == [(None, "the usage is incomplete")]
+
+
+def test_a_transcription_that_is_billed_by_its_length(fg):
+    """Ten minutes at 0.006 USD; such an answer counts no tokens."""
+    client = sync_client(lambda r: answer({"text": "x", "usage": {"type": "duration", "seconds": 600}}))
+    with capture_events() as events:
+        client.audio.transcriptions.create(model="whisper-1", file=("a.wav", b"x"))
+    [transcribed] = events
+    assert (transcribed.cost_nanos, transcribed.usage_source) == (60_000_000, "provider")
+    assert (transcribed.input_tokens, transcribed.output_tokens) == (None, None)
+
+
 def test_a_fee_for_the_request(fg):
     """Where the provider does not report the cost, its published fee is in it: 12 USD for a thousand requests."""
     cost, version, _ = _cost({**CHAT, "model": "sonar"}, "https://api.perplexity.ai")
@@ -115,6 +157,26 @@ def test_an_azure_deployment_is_priced_by_the_response_model(fg):
         "/chat/completions",
     )
     assert event.cost_nanos == PUBLISHED
+
+
+def test_an_azure_deployment_that_is_called_as_a_model_is_not_priced_as_that(fg):
+    """Where the model that answered is unknown so is the cost, unless the user prices the deployment."""
+    client = sync_client(
+        lambda r: answer({**CHAT, "model": "gpt-nowhere"}),
+        openai.AzureOpenAI,
+        azure_endpoint="https://acme.openai.azure.com",
+        api_version="2024-10-21",
+    )
+    with capture_events() as events:
+        client.chat.completions.create(model="gpt-4", messages=MESSAGES)
+    assert (events[0].cost_nanos, events[0].unpriced_reason) == (None, "unknown model 'gpt-nowhere' of azure")
+
+
+def test_a_price_list_may_name_an_azure_deployment(tmp_path):
+    """It is the user's own name, and the user's own price."""
+    text = "[[prices]]\nmodel = 'ours'\ninput_cost_per_1m_tokens = 1\noutput_cost_per_1m_tokens = 2"
+    FluxGate(price_file=_price_file(tmp_path, text))
+    assert _cost({**CHAT, "model": "gpt-nowhere"}, "https://acme.openai.azure.com/openai/v1", model="ours")[0] == 18_000
 
 
 def test_an_azure_client_behind_a_gateway_is_azure(fg):
@@ -205,6 +267,22 @@ def test_the_region_is_still_the_provider_and_a_part_of_a_name_is_not(fg):
     assert [e.provider_name for e in events] == ["openai", "llmbox.ai"]
 
 
+@pytest.mark.parametrize("region", ["eu", "us", "jp"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_endpoint_of_a_region_costs_more(fg, region, stream):
+    """10 % for a newer model, in streams too; an older one has its usual price."""
+    body, events_sent = {**CHAT, "model": "gpt-5.4"}, chat_events("Hi", usage=USAGE)
+    newer = [part.replace(b"gpt-4o-mini-2024-07-18", b"gpt-5.4") for part in events_sent]
+    base_url = f"https://{region}.api.openai.com/v1"
+    client = sync_client(lambda r: streamed(newer) if stream else answer(body), base_url=base_url)
+    with capture_events() as events:
+        result = client.chat.completions.create(**{**CREATE, "model": "gpt-5.4"}, stream=stream)
+        _ = list(result) if stream else None
+    assert [e.cost_nanos for e in events] == [(12 * 2500 + 3 * 15_000) * 110 // 100]
+    assert events[0].price_version.endswith(", regional +10 %")
+    assert _cost(CHAT, base_url)[0] == PUBLISHED
+
+
 _PRICES = """
 [[prices]]
 model = "gpt-4o-mini*"
@@ -241,6 +319,14 @@ def test_a_price_list_beats_the_published_prices_within_its_dates(tmp_path):
     assert _cost({**CHAT, "model": "own-model"}, model="own-model")[0] is None
 
 
+def test_a_price_list_spells_providers_and_models_in_any_case(tmp_path):
+    """Who writes `OpenAI` means the provider that is recorded as `openai`."""
+    text = "[[prices]]\nprovider = 'OpenAI'\nmodel = 'GPT-4o-mini*'\ninput_cost_per_1m_tokens = 1\n"
+    FluxGate(price_file=_price_file(tmp_path, text))
+    assert _cost(CHAT)[0] == 12 * 1000 + 3 * 600
+    assert _cost(CHAT, "https://api.groq.com/openai/v1")[0] is None
+
+
 def test_a_price_list_may_be_json(tmp_path):
     """The same in JSON, with dates as text."""
     entry = {
@@ -262,6 +348,11 @@ def test_a_price_list_may_be_json(tmp_path):
         ("[[prices]]\nmodel = 'm'\ninput = 1", r"prices\[0\]: cost_override: input"),
         ("[[prices]]\nmodel = 'm'\nfrom = 'soon'", r"prices\[0\]: from: expected a date"),
         ("[[prices]]\nmodel = 'm'\nprovider = 1", "provider: expected a name"),
+        ("[[prices]]\nmodel = 'm'", r"prices\[0\]: expected a rate, such as input_cost_per_1m_tokens"),
+        (
+            "[[prices]]\nmodel = 'm'\nfrom = 2027-01-01\nuntil = 2027-01-01\ninput_cost_per_1m_tokens = 1",
+            r"prices\[0\]: until: expected a date later than from \(2027-01-01\)",
+        ),
     ],
 )
 def test_a_wrong_price_list_fails_at_start_and_says_what_is_wrong(tmp_path, text, says):

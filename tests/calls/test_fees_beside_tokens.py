@@ -11,6 +11,7 @@ import json
 import pytest
 
 from tests.calls.clients import SSE, Asked, Reply, Wire, recorded, typed
+from tests.calls.mocks import answer, sync_client
 
 USAGE = {"input_tokens": 12, "output_tokens": 3, "total_tokens": 15}
 ASK = {"model": "gpt-4o-mini", "input": "hi"}
@@ -58,6 +59,17 @@ def test_a_search_in_a_stream_that_breaks_off():
     event = event_of({**ASK, "stream": True}, Reply(typed(*events), headers=SSE))
     assert event.usage_source == "estimated"
     assert event.cost_nanos is None
+
+
+def test_an_svg():
+    """Its authoring is billed as a second model's tokens, which are not those of the image (openai 3.57)."""
+    usage = {"input_tokens": 50, "output_tokens": 1000, "total_tokens": 1050}
+    authored = {"input_tokens": 5000, "model": "gpt-5.2", "output_tokens": 9000, "reasoning_tokens": 4000}
+    drawn = {"created": 1, "data": [], "usage": usage, "svg_usage": {**authored, "total_tokens": 14_000}}
+    with recorded() as events:
+        sync_client(lambda r: answer(drawn)).images.generate(model="gpt-image-2", prompt="x")
+    assert (events[0].cost_nanos, events[0].output_tokens) == (None, 1000)
+    assert events[0].unpriced_reason == "the call used the authoring of an SVG, which is billed beside its tokens"
 
 
 @pytest.mark.parametrize("place", [{"type": "local"}, "cntr_1", None])

@@ -64,7 +64,8 @@ def test_a_post_that_is_not_billed_is_neither(fg, events, path):
 
 
 def test_a_batch_is_an_event_and_its_results_are_counted_as_not_covered(fg, events):
-    """A batch is recorded when it is made, without a price, and the gap is counted."""
+    """A batch is recorded when it is made, without usage, whatever zeros it reports, and the gap is counted."""
+    zeros = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
     batch = {
         "id": "b",
         "object": "batch",
@@ -73,10 +74,14 @@ def test_a_batch_is_an_event_and_its_results_are_counted_as_not_covered(fg, even
         "input_file_id": "f",
         "completion_window": "24h",
         "created_at": 1,
+        "model": "gpt-5-2025-08-07",
+        "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, **zeros},
     }
     client = sync_client(lambda r: answer(batch))
     client.batches.create(input_file_id="f", endpoint="/v1/chat/completions", completion_window="24h")
-    assert [(e.operation_name, e.cost_nanos, e.unpriced_reason) for e in events] == [("batch", None, "no usage")]
+    [event] = events
+    assert (event.operation_name, event.usage_source, event.input_tokens) == ("batch", "none", None)
+    assert (event.cost_nanos, event.unpriced_reason) == (None, "a batch's usage comes with its results")
     assert _notes(fg) == {"not_covered_batch_results": 1}
 
 

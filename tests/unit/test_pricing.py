@@ -8,6 +8,7 @@ import sys
 import zipfile
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from fluxgate_mw.pricing import CostOverride, price, provider_of_host, table, ta
 from fluxgate_mw.pricing.compile import main, tables
 from fluxgate_mw.pricing.hosts import HOSTS
 from fluxgate_mw.pricing.rates import Rates
+from fluxgate_mw.pricing.regions import uplift_percent
 from fluxgate_mw.pricing.terms import Dated, Tariff, Terms, Variant
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -163,6 +165,18 @@ def test_a_free_model_costs_nothing():
     assert price("openrouter", "mistralai/mistral-7b-instruct:free", USAGE, at=NOW).cost_nanos == 0
 
 
+def test_audio_by_the_hour():
+    """Ten minutes of whisper-1 at 0.36 USD an hour; of a model that is billed by tokens, seconds say nothing."""
+    spoken = TokenUsage(audio_seconds=600)
+    assert price("openai", "whisper-1", spoken, at=NOW).cost_nanos == 60_000_000
+    assert price("openai", "gpt-4o-transcribe", spoken, at=NOW).cost_nanos is None
+    assert price("openai", "tts-1", spoken, at=NOW).cost_nanos is None
+    assert price("groq", "whisper-large-v3", TokenUsage(audio_seconds=float("nan")), at=NOW).cost_nanos is None
+    own = CostOverride(cache_read_cost_per_1m_tokens=1)
+    assert price(None, "own", spoken, at=NOW, override=own).reason == "no price of audio by the hour known"
+    assert price("openai", "whisper-1", spoken, at=NOW, override=own).cost_nanos == 60_000_000
+
+
 def test_a_request_has_its_fee():
     """A published fee per request is added once."""
     plain = price("perplexity", "sonar", TokenUsage(input_tokens=0, output_tokens=0), at=NOW)
@@ -201,11 +215,31 @@ def test_a_fine_tune_has_its_own_price():
 
 
 def test_a_reseller_has_the_makers_price():
-    """Azure sells OpenAI's models at OpenAI's prices, but not at its service tiers, where it lists none of its own."""
+    """Azure sells OpenAI's models at OpenAI's prices; what it takes for service tiers the table does not say."""
     own, resold = (price(name, "gpt-5.2", USAGE, at=NOW) for name in ("openai", "azure"))
     flex = price("azure", "gpt-5.2", USAGE, at=NOW, service_tier="flex")
-    assert own.cost_nanos == resold.cost_nanos == flex.cost_nanos
+    assert own.cost_nanos == resold.cost_nanos
+    assert (flex.cost_nanos, flex.reason) == (None, "no price for service tier 'flex'")
     assert price("openai", "gpt-5.2", USAGE, at=NOW, service_tier="flex").cost_nanos < own.cost_nanos
+
+
+@pytest.mark.parametrize("tier", ["default", "auto", "standard", "on_demand", "scale", None])
+def test_usual_tiers_have_the_usual_price(tier):
+    """Whatever a provider calls its usual tier."""
+    assert price("azure", "gpt-5.2", USAGE, at=NOW, service_tier=tier) == price("azure", "gpt-5.2", USAGE, at=NOW)
+
+
+def test_groqs_flex_costs_the_same():
+    """It is sold at the usual price, by Groq's own page."""
+    usual, flex = (price("groq", "llama-3.1-8b-instant", USAGE, at=NOW, service_tier=tier) for tier in (None, "flex"))
+    assert usual.cost_nanos == flex.cost_nanos is not None
+
+
+def test_own_rates_price_a_tier_that_has_none():
+    """They say what the call costs; what they leave out is not taken from another tier."""
+    both, one = CostOverride(1, 2), CostOverride(1)
+    priced = [price("azure", "gpt-5.2", USAGE, at=NOW, service_tier="priority", override=own) for own in (both, one)]
+    assert [result.cost_nanos for result in priced] == [1000 * 1000 + 100 * 2000, None]
 
 
 @pytest.mark.parametrize("name", ["azure.ai.openai", "az.ai.openai", "azure"])
@@ -253,6 +287,49 @@ def test_answers_kept_are_bounded():
     price("groq", "x" * (table._MAX_NAME + 1), USAGE, at=NOW)
     assert len(table._resolved) <= table._MAX_RESOLVED
     assert max(len(name or "") for _, name in table._resolved) <= table._MAX_NAME
+
+
+@pytest.mark.parametrize(
+    ("model", "percent"),
+    [
+        ("gpt-5.4", 10),
+        ("gpt-5.4-mini-2026-03-17", 10),
+        ("gpt-5-5", 10),
+        ("GPT-6.1-Terra", 10),
+        ("gpt-image-2", 10),
+        ("gpt-4o-mini-2024-07-18", 0),
+        ("gpt-5", 0),
+        ("gpt-5-chat-latest", 0),
+        ("gpt-5.3-codex", 0),
+        ("o3", 0),
+        ("text-embedding-3-small", 0),
+        ("ft:gpt-4.1-mini-2025-04-14:acme:2026-09-09:id", 0),
+    ],
+)
+def test_an_endpoint_of_a_region_raises_the_price_of_newer_models(model, percent):
+    """By 10 % for those released since 2026-03-05, in every kind of rate; rounded once."""
+    usual, there = (price("openai", model, USAGE, at=NOW, regional=regional) for regional in (False, True))
+    if usual.cost_nanos is not None:
+        assert there.cost_nanos == round(Fraction(usual.cost_nanos * (100 + percent), 100))
+        assert there.price_version == usual.price_version + (", regional +10 %" if percent else "")
+    assert uplift_percent(model) == percent
+
+
+def test_an_uplift_that_is_not_known_leaves_the_cost_unknown():
+    """A name that has moved from model to model, or has no known day, may cost more at a region's endpoint."""
+    result = price("openai", "chat-latest", USAGE, at=NOW, regional=True)
+    reason = "what a regional endpoint adds to the price of 'chat-latest' is not known"
+    assert (result.cost_nanos, result.reason) == (None, reason)
+    own = CostOverride(1, 2)
+    assert price("openai", "chat-latest", USAGE, at=NOW, regional=True, override=own).cost_nanos == 1_200_000
+
+
+def test_own_rates_are_not_raised():
+    """They are what the user pays, at whatever endpoint; what they leave out is the published rate there."""
+    result = price("openai", "gpt-5.4", USAGE, at=NOW, regional=True, override=CostOverride(1, 2, 0))
+    assert result.cost_nanos == 600 * 1000 + 100 * 2000
+    half = price("openai", "gpt-5.4", USAGE, at=NOW, regional=True, override=CostOverride(1, None, 0))
+    assert half.cost_nanos == 600 * 1000 + 100 * 15_000 * 110 // 100
 
 
 def test_own_rates_alone():

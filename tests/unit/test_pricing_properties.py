@@ -30,6 +30,7 @@ SPELLED = {
     "cache_read_input_audio_tokens": "cache_audio_read_tokens",
     "input_image_tokens": "input_image_tokens",
     "output_image_tokens": "output_image_tokens",
+    "audio_seconds": "audio_seconds",
 }
 PROVIDERS = {provider.id: provider for provider in providers}
 TIERS = (None, None, "default", "flex", "priority", "fast", "batch", "auto")
@@ -53,18 +54,28 @@ def theirs(provider: str, model: str, usage: TokenUsage, at: datetime, tier: str
     except UNPRICED:
         return None
     published = {key for key, value in result.model_price.__dict__.items() if value is not None}
-    if published and not published & TOKEN_PRICES:
+    counted = TOKEN_PRICES if usage.audio_seconds is None else {*TOKEN_PRICES, "audio_hours"}
+    if published and not published & counted:
         return None
     return int(result.total_price.scaleb(9).to_integral_value(ROUND_HALF_EVEN))
 
 
 def agrees(ours: Price, expected: int | None) -> bool:
-    """Whether we say the same, or None where the library's 0 is for a count that nobody reported, or audio is text."""
-    if ours.reason == "the audio tokens of this model have no known price":
+    """Whether we say the same, or None where the library guesses.
+
+    Its 0 may be for a count that nobody reported; it prices audio as text where it has no rate for audio, and a
+    service tier by the usual rates where it has none for that tier.
+    """
+    if ours.reason == "the audio tokens of this model have no known price" or unpriced_tier(ours):
         return ours.cost_nanos is None
     if expected == 0 and ours.reason == "the tokens that are billed are not reported":
         return ours.cost_nanos is None
     return ours.cost_nanos == expected and (ours.reason is None) == (expected is not None)
+
+
+def unpriced_tier(ours: Price) -> bool:
+    """Whether we have no rates for the service tier."""
+    return (ours.reason or "").startswith("no price for service tier ")
 
 
 def random_usage(rng: random.Random) -> TokenUsage:
@@ -87,6 +98,7 @@ def random_usage(rng: random.Random) -> TokenUsage:
         cache_read_input_audio_tokens=rng.choice([None, 0, part(min(audio or 0, read or 0))]),
         input_image_tokens=rng.choice([None, part(total_in // 3)]),
         output_image_tokens=part(total_out // 2),
+        audio_seconds=rng.choice([None, None, 0, 7, 9.2, 600.004, rng.randrange(scale)]),
     )
 
 
@@ -149,6 +161,25 @@ def test_every_step_date_and_tier(provider):
             assert agrees(ours, theirs(provider, model.id, usage, at, tier)), (model.id, usage, at, tier)
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_tier_is_unpriced_exactly_where_the_library_has_no_rates_for_it(provider):
+    """For every model and moment: a tier that costs more or less elsewhere has its own rates, or no price at all."""
+    usage = TokenUsage(input_tokens=1000, output_tokens=100)
+    for name in (model.id for model in PROVIDERS[provider].models):
+        model = PROVIDERS[provider].find_model(name)
+        for at in moments(provider) if model else ():
+            for tier in ("flex", "priority", "fast", "batch"):
+                known = {"service_tier": tier} | ({"processing": tier} if tier == "batch" else {})
+                rated = any(
+                    variant.when.items() <= known.items()
+                    and (variant.constraint is None or variant.constraint.active(at))
+                    for variant in model.price_variants or ()
+                )
+                expected = not rated and (provider, tier) != ("groq", "flex")
+                ours = price(provider, name, usage, at=at, service_tier=tier)
+                assert unpriced_tier(ours) == expected, (name, at, tier)
+
+
 SIMPLE = TokenUsage(input_tokens=1_000_003, output_tokens=777)
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -161,11 +192,21 @@ def test_every_model_costs_what_the_library_says(provider):
         for _ in range(6):
             usage, at, tier = random_usage(rng), rng.choice(moments(provider)), rng.choice(TIERS)
             ours = price(provider, model, usage, at=at, service_tier=tier)
-            if usage.input_tokens is None and usage.output_tokens is None:
+            if usage.input_tokens is None and usage.output_tokens is None and usage.audio_seconds is None:
                 assert ours.cost_nanos is None
                 continue
             expected = theirs(provider, model, usage, at, tier)
             assert agrees(ours, expected), (model, usage, at, tier, ours)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.1, 9.2, 600, 86_400])
+def test_models_that_are_billed_by_duration_cost_what_the_library_says(seconds):
+    """Audio by the hour, of every such model, without any token."""
+    usage = TokenUsage(audio_seconds=seconds)
+    billed = [(name, m.id) for name in PROVIDERS for m in PROVIDERS[name].models if "audio_hours=" in repr(m)]
+    assert ("openai", "whisper-1") in billed
+    for provider, model in billed:
+        assert agrees(price(provider, model, usage, at=NOW), theirs(provider, model, usage, NOW, None)), model
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -279,6 +279,17 @@ def test_bad_counts_are_unknown(events, count):
     assert decode_event(encode_event(event)) == event
 
 
+def test_a_rejected_count_leaves_the_cost_unknown(events):
+    """What cannot be counted is not priced as if it were 0, nor by rates of one's own."""
+    rates = {"input_cost_per_1m_tokens": 1, "output_cost_per_1m_tokens": 2}
+    for own in (None, rates):
+        with context(cost_override=own), track() as call:
+            call.usage(**CLAUDE, input_tokens=1000, output_tokens=-5)
+    with track() as call:
+        call.usage(**CLAUDE, input_tokens=1000, output_tokens=5, cache_read_input_tokens=0.5)
+    assert {(event.cost_nanos, event.unpriced_reason) for event in events} == {(None, "the usage is incomplete")}
+
+
 def test_whole_floats_are_counts(events):
     """Some JSON readers give every number as a float."""
     with track() as call:

@@ -76,10 +76,16 @@ def test_images():
 
 
 def test_transcriptions():
-    """Transcriptions are counted in tokens, audio inside, or in seconds, which are no tokens."""
+    """Transcriptions are counted in tokens, audio inside, or in seconds."""
     usage = {"type": "tokens", "input_tokens": 14, "output_tokens": 45, "input_token_details": {"audio_tokens": 14}}
     assert read_usage(usage) == TokenUsage(input_tokens=14, output_tokens=45, input_audio_tokens=14)
-    assert read_usage({"type": "duration", "seconds": 9}) is None
+    assert read_usage({"type": "duration", "seconds": 9.5}) == TokenUsage(audio_seconds=9.5)
+
+
+@pytest.mark.parametrize("seconds", [-1, True, "9", None, 1e300, float("nan"), float("inf")])
+def test_a_duration_that_cannot_be(seconds):
+    """It is no usage."""
+    assert read_usage({"type": "duration", "seconds": seconds}) is None
 
 
 def test_deepseek():
