@@ -31,6 +31,11 @@ _STATUS: Final[Mapping[str, Status]] = {
     "max_output_tokens": "MAX_TOKENS",
 }
 _STOPPED: Final = ("stop",)
+_GOES_ON: Final = (None, "", "null")
+"""What servers say as the finish reason of a choice that has none yet.
+
+Source: sgl-project/sglang#3912, ollama/ollama#4357; KoboldCpp in PowerShell/AIShell#350 (read 2026-11).
+"""
 _GRAVITY: Final[tuple[Status, ...]] = ("BLOCKED", "ERROR", "MAX_TOKENS", "SUCCESS")
 _TYPED_ENDS: Final = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 _BILLED_PER_CALL: Final = frozenset(
@@ -262,7 +267,8 @@ class Answer:
         if whole.status == "incomplete":
             details = whole.incomplete_details
             reason = details.get("reason") if isinstance(details, dict) else None
-            self.finish_reasons = (str(reason),)
+            self.finish_reasons = ()
+            self._finish((reason,))
             self.status = _STATUS.get(str(reason), "ERROR")
         elif whole.status == "failed":
             self.status = "ERROR"
@@ -276,7 +282,7 @@ class Answer:
         self.error_message = None if message is None else safe_message(message)
 
     def _finish(self, reasons: Iterable[Any]) -> None:
-        self.finish_reasons += tuple([str(reason) for reason in reasons if reason is not None])
+        self.finish_reasons += tuple([str(reason) for reason in reasons if reason not in _GOES_ON])
 
 
 def _tolerated(body: bytes, kind: type[Any]) -> Any:

@@ -344,8 +344,12 @@ def _nothing() -> None:
 
 
 def _read(body: bytes) -> Answer:
+    """Read an answer that is there as a whole; empty lines may come before it.
+
+    Source: https://api-docs.deepseek.com/quick_start/rate_limit (read 2026-11).
+    """
     answer = Answer()
-    start = body[:64].lstrip()
+    start = body.lstrip()
     if start[:1] == b"{":
         answer.read_whole(body)
     elif start.startswith((b"data:", b"event:", b"id:", b":")):
