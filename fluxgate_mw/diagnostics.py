@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 __all__ = ["counts", "note", "reset", "safe_message"]
@@ -34,6 +35,8 @@ def note(kind: str, message: str, *, level: int = logging.WARNING, error: BaseEx
         level: Of `logging`.
         error: Logged with its traceback; its message may hold anything, so pass only errors of our own making.
 
+    Guarantees: no `Exception` leaves it, whatever the host's log handlers do.
+
     Concurrency: any thread.
     """
     total = _counts[kind] = _counts.get(kind, 0) + 1
@@ -43,7 +46,9 @@ def note(kind: str, message: str, *, level: int = logging.WARNING, error: BaseEx
         return
     _said_at[kind] = now
     repeated = f" ({total} times so far)" if total > 1 else ""
-    _log.log(level, "%s%s", message, repeated, exc_info=error, extra={"fluxgate_kind": kind, "fluxgate_total": total})
+    extra = {"fluxgate_kind": kind, "fluxgate_total": total}
+    with suppress(Exception):  # a handler or a filter of the host's that raises is not to end his call
+        _log.log(level, "%s%s", message, repeated, exc_info=error, extra=extra)
 
 
 def counts() -> Mapping[str, int]:
