@@ -25,6 +25,7 @@ class Open(Protocol):
 
 
 _open: dict[str, Open] = {}
+_registered_in: set[int] = set()
 
 
 def any_open() -> bool:
@@ -34,15 +35,26 @@ def any_open() -> bool:
 
 def hold(response_id: str, call: Open) -> None:
     """Keep the call open until its answer is retrieved."""
-    if not _open:
-        atexit.unregister(end_all)
-        atexit.register(end_all)
+    _end_with_process()
     displaced = _open.pop(response_id, None)
     if displaced is None and len(_open) >= MOST_OPEN:
         displaced = _open.pop(next(iter(_open)), None)
     _open[response_id] = call
     if displaced is not None:
         displaced.give_up()
+
+
+def _end_with_process() -> None:
+    """Have `atexit` end what is open, once in a process: it never gives back the place of a hook that is taken out.
+
+    Registered at the first call that waits, so that it runs before the delivery's own hook. A forked child has its
+    parent's hooks, unless `multiprocessing` took them from it.
+    """
+    pid = os.getpid()
+    if pid not in _registered_in:
+        _registered_in.add(pid)
+        atexit.unregister(end_all)
+        atexit.register(end_all)
 
 
 def release(response_id: str | None) -> Open | None:
