@@ -19,7 +19,10 @@ QUIET_S: Final = 60.0
 MESSAGE_CHARS: Final = 300
 _KEY: Final = re.compile(r"\b(?:(?:sk|pk|rk|gsk|xai|hf|key)[-_]|AIza|eyJ|Bearer\s+)[^\s,;'\"]{6,}")
 _URL_CREDENTIALS: Final = re.compile(r"//[^/\s@]+@")
-_LONG_QUOTE: Final = re.compile(r"'[^']{40,}'|\"[^\"]{40,}\"|`[^`]{40,}`")
+_LONG_QUOTE: Final = re.compile(
+    r"'(?:[^']|(?<=\w)'(?=\w)){40,}'|\"[^\"]{40,}\"|`[^`]{40,}`|“[^”]{40,}”|\u2018[^\u2019]{40,}\u2019|«[^»]{40,}»"
+)
+"""Of single quotes, one between two letters is an apostrophe."""
 
 _log = logging.getLogger("fluxgate_mw")
 _counts: dict[str, int] = {}

@@ -17,7 +17,6 @@ from fluxgate_mw.openai.estimate import delivered_texts, text_bytes
 from fluxgate_mw.openai.plain import NOT_PLAIN, plain_delta
 from fluxgate_mw.openai.sse import event_data, split_events
 from fluxgate_mw.openai.usage import read_usage, reported_cost_nanos
-from fluxgate_mw.recorder import safe_message
 from fluxgate_mw.semconv import Status
 
 __all__ = ["Answer", "status_of"]
@@ -117,6 +116,7 @@ class Answer:
         delivered_bytes: UTF-8 bytes of text, tool arguments and reasoning that a stream delivered.
         texts: What a stream delivered, where content is captured; else None.
         cost_nanos: What the provider says that the call cost; None where it does not say.
+        error_message: As the provider says it: it may repeat the prompt.
         fee: What of its output is billed per call, beside its tokens; None for nothing.
         state: `status` of an answer that has one (`queued`, `completed`, ...); None elsewhere.
     """
@@ -278,8 +278,7 @@ class Answer:
     def _fail(self, error: Mapping[str, Any]) -> None:
         self.status = "ERROR"
         self.error_type = _text(error.get("code")) or _text(error.get("type")) or "error"
-        message = _text(error.get("message"))
-        self.error_message = None if message is None else safe_message(message)
+        self.error_message = _text(error.get("message"))
 
     def _finish(self, reasons: Iterable[Any]) -> None:
         self.finish_reasons += tuple([str(reason) for reason in reasons if reason not in _GOES_ON])

@@ -44,7 +44,8 @@ def texts_in(value: Any) -> Iterator[str]:
                 yield from texts_in(part)
     elif isinstance(value, list | tuple):
         for part in value:
-            yield from texts_in(part)
+            if type(part) is not int:  # prompts may be lists of very many tokens
+                yield from texts_in(part)
 
 
 def tokens_in(texts: Sequence[str], model: str | None) -> int:
