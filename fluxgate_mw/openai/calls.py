@@ -245,7 +245,10 @@ class OpenAICall(Call, eq=False):
         if prompt is None:
             return None
         model = answer.model or self.model
-        delivered = estimate_tokens(answer.delivered_bytes) if answer.texts is None else tokens_in(answer.texts, model)
+        if answer.texts is None:
+            delivered = estimate_tokens(answer.delivered_bytes)
+        else:
+            delivered = tokens_in([*answer.delivered_texts().values()], model)
         return TokenUsage(tokens_in(prompt, model), delivered)
 
     def _unpriced_reason(self, reported: TokenUsage | None) -> str | None:
@@ -262,7 +265,7 @@ class OpenAICall(Call, eq=False):
         if not self.recorder.settings.capture_content:
             return None
         if answer.texts is not None:
-            return delivered_content(answer.texts)
+            return delivered_content(answer.delivered_texts())
         return None if content is None else whole_content(content)
 
     def _finish(self, answer: Answer, ending: Ending, *, estimate: bool = False) -> None:
