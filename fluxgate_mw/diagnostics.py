@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 __all__ = ["counts", "note", "reset", "safe_message"]
@@ -18,7 +19,10 @@ QUIET_S: Final = 60.0
 MESSAGE_CHARS: Final = 300
 _KEY: Final = re.compile(r"\b(?:(?:sk|pk|rk|gsk|xai|hf|key)[-_]|AIza|eyJ|Bearer\s+)[^\s,;'\"]{6,}")
 _URL_CREDENTIALS: Final = re.compile(r"//[^/\s@]+@")
-_LONG_QUOTE: Final = re.compile(r"'[^']{40,}'|\"[^\"]{40,}\"|`[^`]{40,}`")
+_LONG_QUOTE: Final = re.compile(
+    r"'(?:[^']|(?<=\w)'(?=\w)){40,}'|\"[^\"]{40,}\"|`[^`]{40,}`|“[^”]{40,}”|\u2018[^\u2019]{40,}\u2019|«[^»]{40,}»"
+)
+"""Of single quotes, one between two letters is an apostrophe."""
 
 _log = logging.getLogger("fluxgate_mw")
 _counts: dict[str, int] = {}
@@ -34,6 +38,8 @@ def note(kind: str, message: str, *, level: int = logging.WARNING, error: BaseEx
         level: Of `logging`.
         error: Logged with its traceback; its message may hold anything, so pass only errors of our own making.
 
+    Guarantees: no `Exception` leaves it, whatever the host's log handlers do.
+
     Concurrency: any thread.
     """
     total = _counts[kind] = _counts.get(kind, 0) + 1
@@ -43,7 +49,9 @@ def note(kind: str, message: str, *, level: int = logging.WARNING, error: BaseEx
         return
     _said_at[kind] = now
     repeated = f" ({total} times so far)" if total > 1 else ""
-    _log.log(level, "%s%s", message, repeated, exc_info=error, extra={"fluxgate_kind": kind, "fluxgate_total": total})
+    extra = {"fluxgate_kind": kind, "fluxgate_total": total}
+    with suppress(Exception):  # a handler or a filter of the host's that raises is not to end his call
+        _log.log(level, "%s%s", message, repeated, exc_info=error, extra=extra)
 
 
 def counts() -> Mapping[str, int]:

@@ -111,7 +111,8 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     milliseconds of a monotonic clock. `cost_nanos` is an integer of nano-USD (1 USD = 10^9), None where the price or
     the usage is unknown, never 0 for unknown. `feature` and `route` are of low cardinality: a name or a route
     template with its method, never a raw path. `unpriced_reason` says why there is no cost. Prompts and answers
-    (`input_content`, `output_content`) are kept only where `capture_content` is on.
+    (`input_content`, `output_content`) are kept only where `capture_content` is on: JSON, or the text that a stream
+    delivered; where it delivered several, a JSON object of each by its place (`choices.0.content`).
 
     Example:
         >>> event = UsageEvent(provider_name="anthropic", request_model="claude-x", input_tokens=12)

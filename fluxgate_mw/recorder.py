@@ -153,12 +153,10 @@ class Recorder:
 
     def _as_text(self, content: Any) -> str:
         """Return JSON (`bytes`), a text, or plain data as a text, each string in it redacted."""
-        if self._redact is not None:
-            plain = msgspec.json.decode(content) if isinstance(content, bytes) else content
-            content = _redacted(plain, self._redact)
-        if isinstance(content, str):
-            return content
-        return (content if isinstance(content, bytes) else msgspec.json.encode(content)).decode()
+        if isinstance(content, bytes) and self._redact is None:
+            return content.decode()
+        plain = _redacted(msgspec.json.decode(content) if isinstance(content, bytes) else content, self._redact)
+        return plain if isinstance(plain, str) else msgspec.json.encode(plain).decode()
 
     def _provider_of(self, host: str, port: int | None) -> str:
         """Return the provider behind a host: as the settings say, else as the price table knows it."""
@@ -166,12 +164,24 @@ class Recorder:
         return hosts.get(f"{host}:{port}") or hosts.get(host) or pricing.provider_of_host(host)
 
 
-def _redacted(content: Any, redact: Callable[[str], str]) -> Any:
+def _redacted(content: Any, redact: Callable[[str], str] | None) -> Any:
     if isinstance(content, str):
-        return redact(content)
+        text = _spelled_out(content)
+        return text if redact is None else _spelled_out(redact(text))
     if isinstance(content, dict):
         return {key: _redacted(value, redact) for key, value in content.items()}
     return [_redacted(value, redact) for value in content] if isinstance(content, list | tuple) else content
+
+
+def _spelled_out(text: Any) -> Any:
+    """Return a text with its pairs of surrogates as characters and half ones replaced, for UTF-8 has neither."""
+    if not isinstance(text, str):
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 in_hand: ContextVar[object] = ContextVar("fluxgate_in_hand", default=None)

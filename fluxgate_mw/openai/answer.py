@@ -13,10 +13,9 @@ from typing import Any, Final
 import msgspec
 
 from fluxgate_mw.event import TokenUsage
-from fluxgate_mw.openai.estimate import delivered_texts, text_bytes
+from fluxgate_mw.openai.estimate import placed_texts, text_bytes
 from fluxgate_mw.openai.sse import event_data, split_events
 from fluxgate_mw.openai.usage import read_usage, reported_cost_nanos
-from fluxgate_mw.recorder import safe_message
 from fluxgate_mw.semconv import Status
 
 __all__ = ["Answer", "status_of"]
@@ -30,6 +29,11 @@ _STATUS: Final[Mapping[str, Status]] = {
     "max_output_tokens": "MAX_TOKENS",
 }
 _STOPPED: Final = ("stop",)
+_GOES_ON: Final = (None, "", "null")
+"""What servers say as the finish reason of a choice that has none yet.
+
+Source: sgl-project/sglang#3912, ollama/ollama#4357; KoboldCpp in PowerShell/AIShell#350 (read 2026-11).
+"""
 _GRAVITY: Final[tuple[Status, ...]] = ("BLOCKED", "ERROR", "MAX_TOKENS", "SUCCESS")
 _TYPED_ENDS: Final = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 _BILLED_PER_CALL: Final = frozenset(
@@ -70,6 +74,7 @@ class _Whole(msgspec.Struct):
 
 
 class _Delta(msgspec.Struct):
+    index: Any = None
     finish_reason: Any = None
     delta: Any = None
     text: Any = None
@@ -88,6 +93,14 @@ class _Event(msgspec.Struct):
     message: Any = None
     x_groq: Any = None
     item: _Item | None = None
+    output_index: Any = None
+    content_index: Any = None
+    summary_index: Any = None
+
+    def place(self, kind: str) -> str:
+        """Return where in a response of the responses API the delta of an event of this kind belongs."""
+        indexes = (self.output_index, self.content_index, self.summary_index)
+        return ".".join([kind.removesuffix(".delta"), *(str(index) for index in indexes if isinstance(index, int))])
 
 
 _decode_whole = msgspec.json.Decoder(_Whole).decode
@@ -112,8 +125,9 @@ class Answer:
     Attributes:
         ended: The provider said that the answer is complete, cut short or failed; False while it may go on.
         delivered_bytes: UTF-8 bytes of text, tool arguments and reasoning that a stream delivered.
-        texts: What a stream delivered, where content is captured; else None.
+        texts: The pieces of what a stream delivered, by their places, where content is captured; else None.
         cost_nanos: What the provider says that the call cost; None where it does not say.
+        error_message: As the provider says it: it may repeat the prompt.
         fee: What of its output is billed beside its tokens, per call or as another model's; None for nothing.
         state: `status` of an answer that has one (`queued`, `completed`, ...); None elsewhere.
     """
@@ -136,7 +150,7 @@ class Answer:
     )
 
     def __init__(self, *, keep_texts: bool = False) -> None:
-        self.texts: list[str] | None = [] if keep_texts else None
+        self.texts: dict[str, list[str]] | None = {} if keep_texts else None
         self.cost_nanos: int | None = None
         self.state: str | None = None
         self.response_id: str | None = None
@@ -154,6 +168,10 @@ class Answer:
     def outcome_status(self) -> Status:
         """Return how the call ended, as far as the answer says."""
         return self.status or status_of(self.finish_reasons)
+
+    def delivered_texts(self) -> dict[str, str]:
+        """Return what a stream delivered: each text whole, by its place. Nothing where content is not captured."""
+        return {place: "".join(pieces) for place, pieces in (self.texts or {}).items()}
 
     def read_whole(self, body: bytes) -> None:
         """Read a JSON answer."""
@@ -212,16 +230,19 @@ class Answer:
             self._fail({"type": "JSONDecodeError"})
 
     def _take_deltas(self, choices: Iterable[_Delta]) -> None:
-        for choice in choices:
+        for position, choice in enumerate(choices):
             if choice.finish_reason is not None:
                 self._finish((choice.finish_reason,))
-            self._deliver(choice.delta)
-            self._deliver(choice.text)
+            self.delivered_bytes += text_bytes(choice.delta) + text_bytes(choice.text)
+            if self.texts is not None:
+                place = f"choices.{choice.index if isinstance(choice.index, int) else position}"
+                self._keep(self.texts, choice.delta, place)
+                self._keep(self.texts, choice.text, f"{place}.text")
 
-    def _deliver(self, delta: Any) -> None:
-        self.delivered_bytes += text_bytes(delta)
-        if self.texts is not None:
-            self.texts.append(delivered_texts(delta))
+    @staticmethod
+    def _keep(texts: dict[str, list[str]], delta: Any, place: str) -> None:
+        for where, text in placed_texts(delta, place):
+            texts.setdefault(where, []).append(text)
 
     def _take_typed(self, event: _Event) -> None:
         """Take an event of the responses API, or of another API that names its events."""
@@ -237,7 +258,9 @@ class Answer:
         if event.item is not None:
             self._charge((event.item,))
         if "audio.delta" not in kind:
-            self._deliver(event.delta)
+            self.delivered_bytes += text_bytes(event.delta)
+            if self.texts is not None:
+                self._keep(self.texts, event.delta, event.place(kind))
 
     def _take(self, part: _Whole | _Event) -> None:
         self.response_id = _text(part.id) or self.response_id
@@ -263,7 +286,8 @@ class Answer:
         if whole.status == "incomplete":
             details = whole.incomplete_details
             reason = details.get("reason") if isinstance(details, dict) else None
-            self.finish_reasons = (str(reason),)
+            self.finish_reasons = ()
+            self._finish((reason,))
             self.status = _STATUS.get(str(reason), "ERROR")
         elif whole.status == "failed":
             self.status = "ERROR"
@@ -273,11 +297,10 @@ class Answer:
     def _fail(self, error: Mapping[str, Any]) -> None:
         self.status = "ERROR"
         self.error_type = _text(error.get("code")) or _text(error.get("type")) or "error"
-        message = _text(error.get("message"))
-        self.error_message = None if message is None else safe_message(message)
+        self.error_message = _text(error.get("message"))
 
     def _finish(self, reasons: Iterable[Any]) -> None:
-        self.finish_reasons += tuple([str(reason) for reason in reasons if reason is not None])
+        self.finish_reasons += tuple([str(reason) for reason in reasons if reason not in _GOES_ON])
 
 
 def _tolerated(body: bytes, kind: type[Any]) -> Any:

@@ -6,7 +6,6 @@ arguments are never changed: where usage is asked for on his behalf, that is on 
 
 from __future__ import annotations
 
-from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -19,16 +18,15 @@ from fluxgate_mw.openai import unfinished
 from fluxgate_mw.openai.answer import Answer
 from fluxgate_mw.openai.content import asked_content, delivered_content, whole_content
 from fluxgate_mw.openai.estimate import estimate_tokens, texts_in, tokens_in
+from fluxgate_mw.openai.failure import REFUSED, Ending, failure, kept_message, raised
 from fluxgate_mw.openai.follow import follow
 from fluxgate_mw.openai.tracking import register
 from fluxgate_mw.openai.usage import usd_to_nanos
 from fluxgate_mw.openai.watch import Watch
-from fluxgate_mw.recorder import Outcome, safe_message
-from fluxgate_mw.semconv import Status
+from fluxgate_mw.recorder import Outcome, guarded
 
 __all__ = ["OpenAICall", "Retrieval"]
 
-_GIVEN_UP: Final = (CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 _PROMPTS: Final = ("messages", "input", "instructions", "prompt", "tools")
 _COUNTS_BOTH: Final = frozenset({"chat", "text_completion", "compaction", "decision", "image_generation"})
 _COUNTED_LATER: Final = {
@@ -40,22 +38,14 @@ _PENDING: Final = frozenset({"queued", "in_progress"})
 _BINARY: Final = ("audio/", "image/", "video/", "application/octet-stream")
 _COST_HEADER: Final = "x-litellm-response-cost"
 """Source: https://docs.litellm.ai/docs/proxy/response_headers (read 2026-11); USD."""
-_REFUSED: Final = 400
 _CONTAINERS: Final = ("container", "environment")
 """Where a tool of the responses API asks for a container of its own: `code_interpreter`, `shell`."""
 _SEARCHES: Final = ("-search-preview", "-search-api")
 _OPENAIS: Final = ("openai", "azure")
 _OPENAI: Final = "api.openai.com"
-_FILTERED: Final = ("content_filter", "content_policy_violation", "moderation_blocked")
+_SAID_FIRST: Final = 32
+"""Bytes at the start of a whole answer in which it says that it is an error, where it is one."""
 _NO_BODY: Final[Mapping[str, Any]] = {}
-
-
-class _Ending(msgspec.Struct, frozen=True):
-    status: Status
-    error_type: str | None = None
-    error_message: str | None = None
-    http_status: int | None = None
-    retries: int = 0
 
 
 class OpenAICall(Call, eq=False):
@@ -88,7 +78,7 @@ class OpenAICall(Call, eq=False):
     _asked: bytes | None = None
     _content: bytes | None = None
     _answer: Answer | None = None
-    _ending: _Ending | None = None
+    _ending: Ending | None = None
     _prompt: Sequence[str] | None = None
 
     def capture(self) -> None:
@@ -112,52 +102,65 @@ class OpenAICall(Call, eq=False):
 
     def failed(self, error: BaseException) -> None:
         """The client raised: before an answer came, or over one that it could not make a result of."""
+        if guarded("openai", self._failed, error) is None:
+            self._end_anyway(Answer(), error)
+
+    def _failed(self, error: BaseException) -> bool:
         response, self.response, self.client = self.response, None, None
-        ending = _failure(error)
+        ending = failure(error, self.body)
         if self.retries == 0:
             self.retries = ending.retries
-        content = None if (ending.http_status or 0) >= _REFUSED else self._heard(response)
+        content = None if (ending.http_status or 0) >= REFUSED else self._heard(response)
         if content is None:
             self._http_status = ending.http_status
             self._finish(Answer(), ending)
-            return
+            return True
         answer = _read(content)
         status = answer.outcome_status()
         if ending.status == "ERROR" and status != "SUCCESS":
             ending = msgspec.structs.replace(ending, status=status)
         self._content = content
         self._finish(answer, ending)
+        return True
 
     def ended(self, answer: Answer, error: BaseException | None, exhausted: bool) -> None:  # noqa: FBT001
         """The body was read to its end, given up, or broke off."""
+        if guarded("openai_stream", self._ended, answer, error, exhausted) is None:
+            self._end_anyway(answer, error)
+
+    def _ended(self, answer: Answer, error: BaseException | None, exhausted: bool) -> bool:  # noqa: FBT001
         if self.stream and not answer.ended and self._waits(answer):
-            return
+            return True
         complete = answer.ended or (exhausted and (bool(answer.finish_reasons) or not self.stream))
         if error is not None and not answer.ended:
-            ending = _failure(error)
+            ending = failure(error, self.body)
         elif complete or answer.status is not None or answer.finish_reasons:
-            ending = _told(answer)
+            ending = self._told(answer)
         elif exhausted:
-            ending = _Ending("ERROR", "IncompleteStream", "the stream ended before the answer was complete")
+            ending = Ending("ERROR", "IncompleteStream", "the stream ended before the answer was complete")
         else:
-            ending = _Ending("CANCELLED")
+            ending = Ending("CANCELLED")
         self._finish(answer, ending, estimate=self.stream and not complete)
+        return True
 
     def completed(self, answer: Answer) -> None:
         """The answer of a background create was retrieved."""
-        self._finish(answer, _told(answer))
+        self._finish(answer, self._told(answer))
 
     def give_up(self) -> None:
         """The answer of a background create will not be seen here."""
         diagnostics.note("not_covered_background", "a background response was never retrieved; its usage is not known")
-        self._finish(Answer(), _Ending("SUCCESS"))
+        self._finish(Answer(), Ending("SUCCESS"))
 
     def outcome(self) -> Outcome:
-        """Read the answer, where that is still to be done, and return how the call ended."""
+        """Read the answer, where that is still to be done, and return how the call ended.
+
+        What was asked is forgotten by now: an answer that only turns out here to be an error's has no message.
+        """
         content, answer = self._content, self._answer
         if answer is None:
             answer = Answer() if content is None else _read(content)
-        ending = self._ending or _told(answer)
+        ending = self._ending or Ending(answer.outcome_status(), answer.error_type)
         self.provider_name()
         reported = self._reported(answer.usage)
         usage = reported or self._estimated(answer)
@@ -219,9 +222,9 @@ class OpenAICall(Call, eq=False):
     def _end_with(self, content: bytes) -> None:
         self._content = content
         self.size_bytes += len(content)
-        if self.body.get("background") is True:
+        if self.body.get("background") is True or b'"error"' in content[:_SAID_FIRST]:
             answer = _read(content)
-            self._finish(answer, _told(answer))
+            self._finish(answer, self._told(answer))
         else:
             self._let_go()
             self.end()
@@ -229,7 +232,7 @@ class OpenAICall(Call, eq=False):
     def _follow(self, response: Any) -> None:
         content_type = response.headers.get("content-type", "") if hasattr(response, "iter_bytes") else "audio/"
         if not self.stream and content_type.startswith(_BINARY):
-            self._finish(Answer(), _Ending("SUCCESS"))
+            self._finish(Answer(), Ending("SUCCESS"))
             return
         sse = self.stream or "event-stream" in content_type
         keep_texts = self.recorder.settings.capture_content
@@ -252,7 +255,10 @@ class OpenAICall(Call, eq=False):
         if prompt is None:
             return None
         model = answer.model or self.model
-        delivered = estimate_tokens(answer.delivered_bytes) if answer.texts is None else tokens_in(answer.texts, model)
+        if answer.texts is None:
+            delivered = estimate_tokens(answer.delivered_bytes)
+        else:
+            delivered = tokens_in([*answer.delivered_texts().values()], model)
         return TokenUsage(tokens_in(prompt, model), delivered)
 
     def _reported(self, usage: TokenUsage | None) -> TokenUsage | None:
@@ -285,10 +291,10 @@ class OpenAICall(Call, eq=False):
         if not self.recorder.settings.capture_content:
             return None
         if answer.texts is not None:
-            return delivered_content(answer.texts)
+            return delivered_content(answer.delivered_texts())
         return None if content is None else whole_content(content)
 
-    def _finish(self, answer: Answer, ending: _Ending, *, estimate: bool = False) -> None:
+    def _finish(self, answer: Answer, ending: Ending, *, estimate: bool = False) -> None:
         if answer.state in _PENDING and ending.error_type is None and self._waits(answer):
             return
         self._answer, self._ending = answer, ending
@@ -296,6 +302,17 @@ class OpenAICall(Call, eq=False):
             self._prompt = [text for name in _PROMPTS for text in texts_in(self.body.get(name))]
             self.size_bytes += sum(map(len, self._prompt))
         self._let_go()
+        self.end()
+
+    def _told(self, answer: Answer) -> Ending:
+        """Return how the call ended, as the answer tells it."""
+        return Ending(answer.outcome_status(), answer.error_type, kept_message(answer.error_message, self.body))
+
+    def _end_anyway(self, answer: Answer, error: BaseException | None) -> None:
+        """End where a bug of ours has kept the call from it: by the class of the error, else as the answer tells."""
+        self._answer, self._ending = answer, None if error is None else raised(error)
+        self.client = self.response = self.options = None
+        self.body = _NO_BODY
         self.end()
 
     def _let_go(self) -> None:
@@ -320,11 +337,6 @@ def _fee_of(body: Mapping[str, Any]) -> str | None:
 def _is_made(place: object) -> bool:
     """Say whether a tool's place is a container that is made for this request; one that is there has a name."""
     return isinstance(place, Mapping) and place.get("type") in ("auto", "container_auto")
-
-
-def _told(answer: Answer) -> _Ending:
-    """Return how a call ended, as the answer tells it."""
-    return _Ending(answer.outcome_status(), answer.error_type, answer.error_message)
 
 
 class Retrieval:
@@ -370,34 +382,14 @@ def _nothing() -> None:
 
 
 def _read(body: bytes) -> Answer:
+    """Read an answer that is there as a whole; empty lines may come before it.
+
+    Source: https://api-docs.deepseek.com/quick_start/rate_limit (read 2026-11).
+    """
     answer = Answer()
-    start = body[:64].lstrip()
+    start = body.lstrip()
     if start[:1] == b"{":
         answer.read_whole(body)
     elif start.startswith((b"data:", b"event:", b"id:", b":")):
         answer.read_events(body)
     return answer
-
-
-def _failure(error: BaseException) -> _Ending:
-    """Return how a call ended that raised.
-
-    The provider's message and the client's own are kept, cut short; a body that is no error's may hold the prompt.
-    """
-    name = type(error).__name__
-    if isinstance(error, _GIVEN_UP):
-        return _Ending("CANCELLED", name)
-    body = getattr(error, "body", None)
-    fields: Mapping[str, Any] = body if isinstance(body, Mapping) else _NO_BODY
-    status = getattr(error, "status_code", None)
-    own = getattr(error, "message", None) if (status or 0) < _REFUSED else f"Error code: {status}"
-    message = fields.get("message") or own
-    request = getattr(error, "request", None)
-    retries = request.headers.get("x-stainless-retry-count", "") if request is not None else ""
-    return _Ending(
-        "BLOCKED" if fields.get("code") in _FILTERED else "ERROR",
-        name,
-        safe_message(message) if isinstance(message, str) else None,
-        status,
-        int(retries) if retries.isdecimal() else 0,
-    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -27,12 +28,20 @@ def whole_content(body: bytes) -> Any:
     try:
         decoded = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
+        decoded = _tolerated(body)
     if not isinstance(decoded, dict):
         return None
     return {name: decoded[name] for name in _ANSWERED if decoded.get(name)} or None
 
 
-def delivered_content(texts: Iterable[str]) -> Any:
-    """Return what a stream delivered, as plain data; None for nothing."""
-    return "".join(texts) or None
+def _tolerated(body: bytes) -> Any:
+    """Return what the client makes of it, who asks `json`: half a pair of surrogates is a text to that."""
+    try:
+        return json.loads(body.decode())
+    except (ValueError, RecursionError):
+        return None
+
+
+def delivered_content(texts: Mapping[str, str]) -> Any:
+    """Return what a stream delivered, as plain data: a single text as it is, several by their places; None for none."""
+    return texts if len(texts) > 1 else next(iter(texts.values()), None)

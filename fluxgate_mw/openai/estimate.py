@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from fluxgate_mw.recorder import guarded
 
-__all__ = ["delivered_texts", "estimate_tokens", "text_bytes", "texts_in", "tokens_in"]
+__all__ = ["estimate_tokens", "placed_texts", "text_bytes", "texts_in", "tokens_in"]
 
 UTF8_BYTES_PER_TOKEN: Final = 4
 _NO_TEXT: Final = frozenset({"role", "id", "type", "index", "audio", "input_audio", "image_url", "file", "file_data"})
@@ -44,7 +44,8 @@ def texts_in(value: Any) -> Iterator[str]:
                 yield from texts_in(part)
     elif isinstance(value, list | tuple):
         for part in value:
-            yield from texts_in(part)
+            if type(part) is not int:  # prompts may be lists of very many tokens
+                yield from texts_in(part)
 
 
 def tokens_in(texts: Sequence[str], model: str | None) -> int:
@@ -69,10 +70,19 @@ def _counted(texts: Sequence[str], model: str | None) -> int | None:
     return None if encoding is None else sum(len(encoding.encode_ordinary(text)) for text in texts)
 
 
-def delivered_texts(value: Any) -> str:
-    """Return the same texts, joined."""
+def placed_texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Yield the same texts that are not empty, each with its place: `place` and what leads from there, with dots.
+
+    What has an `index` in a list goes by that: a stream brings the pieces of several things side by side.
+    """
     if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        return "".join(delivered_texts(part) for key, part in value.items() if key not in _NO_TEXT)
-    return "".join(map(delivered_texts, value)) if isinstance(value, list) else ""
+        if value:
+            yield place, value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            if key not in _NO_TEXT:
+                yield from placed_texts(part, f"{place}.{key}")
+    elif isinstance(value, list):
+        for position, part in enumerate(value):
+            index = part.get("index") if isinstance(part, dict) else None
+            yield from placed_texts(part, f"{place}.{index if isinstance(index, int) else position}")

@@ -6,9 +6,10 @@ the patch is taken back, or with the process, whichever comes first. A forked ch
 
 from __future__ import annotations
 
-import atexit
 import os
 from typing import Final, Protocol
+
+from fluxgate_mw.recorder import at_process_end
 
 __all__ = ["any_open", "end_all", "hold", "release"]
 
@@ -34,9 +35,6 @@ def any_open() -> bool:
 
 def hold(response_id: str, call: Open) -> None:
     """Keep the call open until its answer is retrieved."""
-    if not _open:
-        atexit.unregister(end_all)
-        atexit.register(end_all)
     displaced = _open.pop(response_id, None)
     if displaced is None and len(_open) >= MOST_OPEN:
         displaced = _open.pop(next(iter(_open)), None)
@@ -56,4 +54,5 @@ def end_all() -> None:
         _open.popitem()[1].give_up()
 
 
+at_process_end.append(end_all)
 os.register_at_fork(after_in_child=_open.clear)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import NotFoundError, Stream
 
 from fluxgate_mw import context, diagnostics, tracking, uninstrument_openai
+from fluxgate_mw.buffer.pack import unpack
+from fluxgate_mw.buffer.spool import Spool
+from fluxgate_mw.event import decode_event
 from fluxgate_mw.openai import unfinished
 from tests.calls.mocks import RESPONSE, answer, async_client, event, streamed, sync_client
 
+_HERE = Path(__file__).parents[2]
 QUEUED = {**RESPONSE, "status": "queued", "background": True, "output": [], "usage": None}
 
 
@@ -140,3 +148,47 @@ def test_a_plain_create_that_says_background_false_is_told_at_once(events):
     client.responses.create(model="gpt-4o-mini", input="Hi")
     assert len(events) == 1
     assert json.loads(json.dumps(events[0].input_tokens)) == 12
+
+
+class _Waiting:
+    """A call that waits for its answer, to no end."""
+
+    def give_up(self) -> None:
+        """End without a word."""
+
+
+def test_a_process_of_many_background_creates_registers_once():
+    """Python keeps a place for each exit hook that was ever registered, and looks through them all."""
+    unfinished.hold("resp_1", _Waiting())
+    before = atexit._ncallbacks()
+    for _ in range(100):
+        unfinished.release("resp_1")
+        unfinished.hold("resp_1", _Waiting())
+    unfinished.release("resp_1")
+    assert atexit._ncallbacks() == before
+
+
+_EXITING = """
+import os, sys
+from fluxgate_mw import FluxGate
+from tests.calls.mocks import RESPONSE, answer, sync_client
+
+fg = FluxGate(spool_dir=sys.argv[1])
+queued = {**RESPONSE, "status": "queued", "background": True, "output": [], "usage": None}
+def create(name):
+    client = sync_client(lambda r: answer({**queued, "id": name}))
+    client.responses.create(model=name, input="Hi", extra_body={"background": True})
+create("before")
+child = os.fork()
+create("after" if child else "in the child")
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_what_is_never_retrieved_ends_with_its_process(tmp_path):
+    """Each process, a forked one too, tells of the calls that are its own."""
+    subprocess.run([sys.executable, "-c", _EXITING, str(tmp_path)], check=True, timeout=15, cwd=_HERE)
+    found = [decode_event(data) for entry in Spool(tmp_path).read_nowait(100) for data in unpack(entry.payload)]
+    assert sorted(event.request_model for event in found) == ["after", "before", "in the child"]
+    assert {event.unpriced_reason for event in found} == {"no usage"}

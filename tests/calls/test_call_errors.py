@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import traceback
 
 import openai
@@ -224,3 +225,28 @@ def test_a_bug_of_ours_never_reaches_the_caller(events, monkeypatch, caplog):
     assert "Say this is a test" not in caplog.text
     assert len(events) == 2
     diagnostics.reset()
+
+
+class _Broken(logging.Handler):
+    """A host's own handler, whose service is down."""
+
+    def emit(self, record):
+        raise OSError(f"cannot send {record.levelname}")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_log_handler_that_raises_never_reaches_the_caller(events, stream):
+    """What we have to say gets lost with it; the call and its event do not."""
+    handler, log = _Broken(), logging.getLogger("fluxgate_mw")
+    usage = {"prompt_tokens": -5, "completion_tokens": 1}
+    reply = chat_events("Hi", usage=usage) if stream else {**CHAT, "usage": usage}
+    log.addHandler(handler)
+    try:
+        result = sync_client(lambda r: streamed(reply) if stream else answer(reply)).chat.completions.create(
+            **CREATE, stream=stream
+        )
+        assert [c.choices[0].delta.content for c in result][1] == "Hi" if stream else result.id == "chatcmpl-1"
+    finally:
+        log.removeHandler(handler)
+    assert [(e.status, e.output_tokens) for e in events] == [("SUCCESS", 1)]
+    assert diagnostics.counts()["absurd_usage"]

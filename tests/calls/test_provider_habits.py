@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from fluxgate_mw import FluxGate, context
-from tests.calls.clients import ASKED, SSE, Asked, Reply, Wire, chunk, completion, finish, recorded, sse, typed
+from tests.calls.clients import ASKED, SSE, WAYS, Asked, Reply, Wire, chunk, completion, finish, recorded, sse, typed
 from tests.calls.service import Service, answer, sync_client
 
 USAGE = {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17}
@@ -45,6 +45,31 @@ def test_the_cost_that_xai_reports_is_taken_over():
     with recorded() as events:
         wire.client(base_url="https://api.x.ai/v1").chat.completions.create(**{**ASKED, "model": "grok-4-latest"})
     assert (events[0].cost_nanos, events[0].price_version) == (270_900, "provider")
+
+
+@pytest.mark.parametrize("blank", [b"\n" * 64, b"\n" * 1000, b"\r\n \t" * 100], ids=["64", "1000", "mixed"])
+@pytest.mark.parametrize("way", WAYS)
+def test_an_answer_after_empty_lines(way, blank):
+    """DeepSeek sends empty lines for as long as it has no answer: what comes after them is read all the same.
+
+    Source: https://api-docs.deepseek.com/quick_start/rate_limit (read 2026-11).
+    """
+    with recorded() as events:
+        getattr(Asked("chat.completions", ASKED), way)(Wire(Reply(blank + json.dumps(completion()).encode())))
+    assert (events[0].input_tokens, events[0].output_tokens) == (12, 5)
+    assert events[0].cost_nanos is not None
+
+
+@pytest.mark.parametrize("unfinished", ["", "null"])
+@pytest.mark.parametrize("ended", [[], finish()], ids=["never told", "told"])
+def test_a_choice_that_goes_on_by_an_empty_reason(unfinished, ended):
+    """What some servers say in place of null is no finish reason (sglang#3912, ollama#4357, AIShell#350)."""
+    goes_on = {"index": 0, "delta": {"content": "Hi"}, "finish_reason": unfinished}
+    body = sse(chunk(choices=[goes_on]), chunk(choices=[goes_on]), chunk(choices=ended))
+    with recorded() as events:
+        Asked("chat.completions", {**ASKED, "stream": True}).plain(Wire(Reply(body, headers=SSE)))
+    assert (events[0].status, events[0].error_type) == ("SUCCESS", None)
+    assert events[0].finish_reasons == (("stop",) if ended else ())
 
 
 def response(kind):

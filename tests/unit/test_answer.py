@@ -60,6 +60,13 @@ def test_the_status_of_a_response(fields, status):
     assert answer.ended
 
 
+def test_a_response_that_is_incomplete_for_no_reason():
+    """A reason that is not told is none."""
+    answer = Answer()
+    answer.read_whole(b'{"id": "resp_1", "status": "incomplete", "incomplete_details": null}')
+    assert (answer.outcome_status(), answer.finish_reasons) == ("ERROR", ())
+
+
 def test_a_later_event_does_not_forget():
     """What a later event leaves out stays as it was said before."""
     answer = Answer()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxgate_mw import diagnostics
-from fluxgate_mw.openai.estimate import delivered_texts, estimate_tokens, text_bytes, texts_in, tokens_in
+from fluxgate_mw.openai.estimate import estimate_tokens, placed_texts, text_bytes, texts_in, tokens_in
 
 DATA = Path(__file__).parents[1] / "data"
 COUNTED = json.loads(DATA.joinpath("counted_texts.json").read_text("utf-8"))["texts"]
@@ -107,4 +107,16 @@ def test_bytes_are_those_of_utf_8(text):
     """Every text is counted by its bytes, lone surrogates too."""
     assert text_bytes(text) == len(text.encode("utf-8", "surrogatepass"))
     assert 4 * estimate_tokens(text_bytes(text)) >= text_bytes(text)
-    assert delivered_texts({"content": text, "role": "assistant"}) == text
+    assert "".join(part for _, part in placed_texts({"content": text, "role": "assistant"}, "0")) == text
+
+
+def test_a_text_has_its_place():
+    """What leads to it: names, and of what is in a list its index, else its position."""
+    calls = [{"index": 2, "function": {"name": "f"}}, {"function": {"name": "g"}}, {"index": "x", "name": "h"}, "i"]
+    assert dict(placed_texts({"content": "a", "role": "user", "tool_calls": calls, "refusal": ""}, "0")) == {
+        "0.content": "a",
+        "0.tool_calls.2.function.name": "f",
+        "0.tool_calls.1.function.name": "g",
+        "0.tool_calls.2.name": "h",
+        "0.tool_calls.3": "i",
+    }

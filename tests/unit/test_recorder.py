@@ -69,6 +69,15 @@ def test_a_message_shows_no_long_quotation(quote):
     assert "gpt-5" in kept
 
 
+@pytest.mark.parametrize("quotes", ["\u201c\u201d", "\u2018\u2019", "\u00ab\u00bb", "''"])
+def test_a_message_shows_no_long_quotation_in_other_quotes(quotes):
+    """Nor what stands between other quotes, or has apostrophes in it."""
+    kept = safe_message(
+        f"The prompt {quotes[0]}It's Ann's secret that I'm Bob's sister, isn't it{quotes[1]} was refused"
+    )
+    assert kept == "The prompt '\u2026' was refused"
+
+
 @given(st.text(max_size=5000))
 def test_a_message_is_short(text):
     """No message is longer than its limit, whatever it is made of."""

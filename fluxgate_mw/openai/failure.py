@@ -1,0 +1,140 @@
+"""How a call ended that raised, and what of an error's message is kept: nothing that it repeats of the prompt."""
+
+from __future__ import annotations
+
+import json
+import re
+from asyncio import CancelledError
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import islice, takewhile
+from operator import eq
+from typing import Any, Final
+
+import msgspec
+
+from fluxgate_mw.openai.estimate import texts_in
+from fluxgate_mw.recorder import guarded, safe_message
+from fluxgate_mw.semconv import Status
+
+__all__ = ["REFUSED", "Ending", "failure", "kept_message", "raised"]
+
+REFUSED: Final = 400
+"""HTTP statuses from here on are refusals."""
+
+SHORTEST_ECHO: Final = 8
+"""Fewer characters of a prompt are no echo of it: they are in a message by chance."""
+
+SURE_ECHO: Final = 16
+"""So many characters from the start of a text are an echo of it, though the rest be cut off."""
+
+MOST_CHARS: Final = 3000
+"""A message, and each text of a prompt, is looked at as far as this."""
+
+MOST_TEXTS: Final = 5000
+"""Of a call with more texts in its prompt no message is kept: looking for them all takes some ten milliseconds."""
+
+_GIVEN_UP: Final = (CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
+_FILTERED: Final = ("content_filter", "content_policy_violation", "moderation_blocked")
+_PROMPTS: Final = ("messages", "input", "instructions", "prompt", "prediction", "suffix")
+_INPUT: Final = re.compile(r"""["']input["']\s*:|\binput_value=""")
+"""Before what pydantic shows of a value that it refuses, as servers that are built on FastAPI (vLLM, LiteLLM) answer.
+Source: `input` of an error at https://docs.pydantic.dev/latest/errors/errors/ (read 2026-11)."""
+_escaped: Final = (json.JSONEncoder().encode, json.JSONEncoder(ensure_ascii=False).encode, repr)
+_NO_FIELDS: Final[Mapping[str, Any]] = {}
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How a call ended. Fields as in `Outcome`."""
+
+    status: Status
+    error_type: str | None = None
+    error_message: str | None = None
+    http_status: int | None = None
+    retries: int = 0
+
+
+def raised(error: BaseException) -> Ending:
+    """Return how a call ended that raised this, by nothing but its class."""
+    return Ending("CANCELLED" if isinstance(error, _GIVEN_UP) else "ERROR", type(error).__name__)
+
+
+def failure(error: BaseException, asked: Mapping[str, Any]) -> Ending:
+    """Return how a call ended that raised.
+
+    The provider's message and the client's own are kept, cut short; a body that is no error's may hold the prompt.
+
+    Args:
+        error: Of anybody's making: what it has for the fields of the client's errors may be anything.
+        asked: The body of the request.
+    """
+    if isinstance(error, _GIVEN_UP):
+        return raised(error)
+    body = _field(error, "body")
+    fields = body if isinstance(body, Mapping) else _NO_FIELDS
+    status = _field(error, "status_code")
+    http_status = status if isinstance(status, int) else None
+    own = _field(error, "message") if (http_status or 0) < REFUSED else f"Error code: {http_status}"
+    return Ending(
+        "BLOCKED" if fields.get("code") in _FILTERED else "ERROR",
+        type(error).__name__,
+        kept_message(fields.get("message") or own, asked),
+        http_status,
+        _retries(error),
+    )
+
+
+def _retries(error: BaseException) -> int:
+    """Return how often the client had sent the request again, as its last one says."""
+    headers = _field(_field(error, "request"), "headers")
+    retries = headers.get("x-stainless-retry-count") if isinstance(headers, Mapping) else None
+    return int(retries) if isinstance(retries, str) and retries.isdecimal() else 0
+
+
+def _field(thing: object, name: str) -> Any:
+    """Return an attribute of somebody's object; None where it has none, or raises over it."""
+    with suppress(Exception):
+        return getattr(thing, name, None)
+    return None
+
+
+def kept_message(message: object, asked: Mapping[str, Any]) -> str | None:
+    """Return what of an error's message is kept: `safe_message` of what it does not repeat of the prompt.
+
+    Taken out is each text of the prompt of eight or more characters, as it stands or escaped, and of a longer one also
+    its first sixteen characters and whatever follows them; and what a message says that the input was.
+
+    Args:
+        message: None, or what is no text, is no message.
+        asked: The body of the request; only read, and nothing in it that can be read only once.
+
+    Returns:
+        None for no message.
+
+    Guarantees: never raises; reads no more of a message or a text than `MOST_CHARS`.
+    """
+    return guarded("error_message", _kept, message, asked) if isinstance(message, str) and message else None
+
+
+def _kept(message: str, asked: Mapping[str, Any]) -> str | None:
+    kept = message[:MOST_CHARS]
+    if (shown := _INPUT.search(kept)) is not None:
+        kept = kept[: shown.end()] + "…"
+    texts = [*islice((text for name in _PROMPTS for text in texts_in(asked.get(name))), MOST_TEXTS + 1)]
+    if len(texts) > MOST_TEXTS:
+        return None
+    for text in sorted({text[:MOST_CHARS].strip() for text in texts}, key=len, reverse=True):
+        if len(text) >= SHORTEST_ECHO:
+            for echo in {text, *(escape(text)[1:-1] for escape in _escaped)}:
+                kept = _without(kept, echo)
+    return safe_message(kept)
+
+
+def _without(message: str, echo: str) -> str:
+    start = echo[:SURE_ECHO]
+    at = message.find(start)
+    while at >= 0:
+        repeated = len([*takewhile(bool, map(eq, message[at:], echo))])
+        message = f"{message[:at]}…{message[at + repeated :]}"
+        at = message.find(start, at + 1)
+    return message
