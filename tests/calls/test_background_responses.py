@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 from openai import NotFoundError, Stream
 
-from fluxgate_mw import context, diagnostics, tracking, uninstrument_openai
+from fluxgate_mw import (
+    FluxGate,
+    context,
+    create_openai_cost_tracker,
+    diagnostics,
+    instrument_openai,
+    tracking,
+    uninstrument_openai,
+)
 from fluxgate_mw.openai import unfinished
 from tests.calls.mocks import RESPONSE, answer, async_client, event, streamed, sync_client
 
@@ -90,6 +98,21 @@ def test_what_is_never_retrieved_ends_with_the_patch(events):
     uninstrument_openai()
     assert [(e.usage_source, e.cost_nanos, e.unpriced_reason) for e in events] == [("none", None, "no usage")]
     assert diagnostics.counts()["not_covered_background"] == 1
+
+
+@pytest.mark.parametrize("patched", [True, False], ids=["patch on", "patch off"])
+def test_a_trackers_create_does_not_end_with_the_patch(events, patched):
+    """It is the tracker's, who is there with and without a patch, whoever undoes his."""
+    client = sync_client(_service(["completed"]))
+    if not patched:
+        uninstrument_openai()
+    tracker = create_openai_cost_tracker(client, FluxGate(instrument=False))
+    tracker.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
+    instrument_openai()()
+    uninstrument_openai()
+    assert events == []
+    tracker.responses.retrieve("resp_1")
+    assert [(e.input_tokens, e.output_tokens) for e in events] == [(12, 3)]
 
 
 def test_two_creates_are_two_events_whatever_their_ids(events):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import openai
 import pytest
 
-from fluxgate_mw import track, uninstrument_openai
+from fluxgate_mw import FluxGate, create_openai_cost_tracker, instrument_openai, track, uninstrument_openai
 from tests.calls.mocks import CHAT, MESSAGES, answer, async_client, http, sync_client
 
 
@@ -35,6 +35,7 @@ def test_a_websocket_is_counted(fg, events):
         ("/chatkit/sessions", "not_covered_chatkit"),
         ("/containers", "not_covered_containers"),
         ("/fine_tuning/alpha/graders/run", "not_covered_graders"),
+        ("https://api.openai.com/v1/realtime/calls", "not_covered_realtime"),
     ],
 )
 def test_a_billed_post_that_is_no_call_is_counted(fg, events, path, kind):
@@ -49,6 +50,7 @@ def test_a_billed_post_that_is_no_call_is_counted(fg, events, path, kind):
     [
         "/files",
         "/threads",
+        "/threads/thread_1/messages",
         "/vector_stores",
         "/responses/input_tokens",
         "/uploads",
@@ -61,6 +63,17 @@ def test_a_post_that_is_not_billed_is_neither(fg, events, path):
     """What costs nothing by tokens is no event and no gap."""
     sync_client(lambda r: answer({})).post(path, cast_to=object, body={})
     assert (_notes(fg), events) == ({}, [])
+
+
+@pytest.mark.parametrize("tracked", [False, True], ids=["the patch", "a tracker"])
+def test_what_a_disabled_one_does_not_record_is_not_counted_either(tracked):
+    """A call of the client is no call past it, though nobody wants it recorded."""
+    fg = FluxGate(enabled=False)
+    instrument_openai(fg)
+    client = sync_client(lambda r: answer(CHAT))
+    asked = create_openai_cost_tracker(client, fg) if tracked else client
+    asked.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
+    assert _notes(fg) == {}
 
 
 def test_a_batch_is_an_event_and_its_results_are_counted_as_not_covered(fg, events):
