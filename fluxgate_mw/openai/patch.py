@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
@@ -25,7 +26,7 @@ from fluxgate_mw.openai import derived, unfinished
 from fluxgate_mw.openai.calls import OpenAICall, Passing
 from fluxgate_mw.openai.request import Origin, begin
 from fluxgate_mw.openai.tracking import FLUXGATE, call_of, register
-from fluxgate_mw.openai.uncovered import replacements, yields
+from fluxgate_mw.openai.uncovered import Arrivals, clients, replacements, yields
 from fluxgate_mw.recorder import Recorder, guarded, in_hand
 from fluxgate_mw.types import HasRecorder
 
@@ -125,6 +126,8 @@ class _Patch:
         self._replaced: list[tuple[type, str, Any, Any]] = []
         self._covered: list[tuple[type, str, Any, Any]] = []
         self._helpers: set[type] = set()
+        self._clients: set[type] = set()
+        self._arrivals: Any = Arrivals(self._arrived)
         self._origin: Origin | None = None
 
     def ask(self, recorder: Recorder | None) -> Callable[[], None]:
@@ -172,6 +175,22 @@ class _Patch:
         for owner, name, replacement in (*replacements(self._replace), *derived.parsers()):
             self._replace(owner, name, replacement)
         self._cover_helpers()
+        self._cover_clients()
+        sys.meta_path.insert(0, self._arrivals)
+
+    def _cover_clients(self) -> None:
+        for owner, name, replacement in clients(self._clients):
+            self._clients.add(owner)
+            self._replace(owner, name, replacement)
+
+    def _arrived(self) -> None:
+        """Cover the HTTP clients that have been imported, unless the lock is taken: then at the next import."""
+        if any(clients(self._clients)) and self._lock.acquire(blocking=False):
+            try:
+                if self._asked:
+                    self._cover_clients()
+            finally:
+                self._lock.release()
 
     def _cover_helpers(self) -> None:
         """Follow what stream helpers make of a stream; the client imports them when they are first used."""
@@ -214,6 +233,8 @@ class _Patch:
         self._covered = [entry for entry in (*self._covered, *reversed(self._replaced)) if not _put_back(*entry)]
         self._replaced.clear()
         self._helpers.clear()
+        self._clients.clear()
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not self._arrivals]  # none is passed over
         unfinished.end_all(tracked=False)
 
     def settle(self, client: Any, name: str, ours: Any, original: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import openai
 import pytest
 
@@ -118,6 +121,29 @@ async def test_async_calls_past_the_client_are_counted(fg):
         uninstrument_openai()
         await plain.post("https://api.openai.com/v1/chat/completions", json={})
     assert _notes(fg) == {"not_covered_host": 1}
+
+
+LATE = """
+import sys
+from fluxgate_mw import FluxGate, uninstrument_openai
+finders = list(sys.meta_path)
+fg = FluxGate()
+import httpx
+transport = httpx.MockTransport(lambda request: httpx.Response(200, json={}))
+found = httpx.Client.send
+for _ in range(2):
+    with httpx.Client(transport=transport) as client:
+        client.post("https://api.anthropic.com/v1/messages", json={})
+    uninstrument_openai()
+print(fg.statistics().notes, sys.meta_path == finders, httpx.Client.send is found)
+"""
+
+
+def test_an_http_client_that_is_imported_after_the_patch_is_looked_at_too():
+    """Whoever comes first, and the undo leaves nothing behind."""
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=True)
+    assert done.stdout.split("} ")[0] == "{'not_covered_host': 1"
+    assert done.stdout.split()[-2:] == ["True", "False"]
 
 
 def test_an_openai_call_inside_a_tracked_block_is_an_event_of_its_own(events):
