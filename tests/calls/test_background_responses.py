@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from openai import NotFoundError, Stream
+from openai import AsyncAzureOpenAI, AzureOpenAI, NotFoundError, Stream
 
 from fluxgate_mw import (
     FluxGate,
@@ -60,6 +60,21 @@ async def test_an_async_client_completes_it_too(events):
     created = await client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
     await client.responses.retrieve(created.id)
     assert [e.input_tokens for e in events] == [12]
+
+
+@pytest.mark.anyio
+async def test_azures_completes_too(events):
+    """A background create of Azure, sync and async, ends with its GET, which has no deployment in its path."""
+    options = {"azure_endpoint": "https://mine.openai.azure.com", "api_version": "2025-03-01-preview"}
+    asked = {"model": "ours", "input": "Hi", "extra_body": {"background": True}}
+    client = sync_client(_service(["in_progress", "completed"]), AzureOpenAI, **options)
+    client.responses.create(**asked)
+    for _ in range(2):
+        client.responses.retrieve("resp_1")
+    aclient = async_client(_service(["completed"]), AsyncAzureOpenAI, azure_deployment="ours", **options)
+    await aclient.responses.create(**asked)
+    await aclient.responses.retrieve("resp_1")
+    assert [(e.provider_name, e.input_tokens, e.output_tokens) for e in events] == [("azure", 12, 3)] * 2
 
 
 def test_a_streamed_get_completes_it(events):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import subprocess
 import sys
 
 import openai
+import openai.resources
 import pytest
+from openai._resource import AsyncAPIResource, SyncAPIResource
 
 from fluxgate_mw import FluxGate, create_openai_cost_tracker, instrument_openai, track, uninstrument_openai
 from tests.calls.mocks import CHAT, MESSAGES, answer, async_client, http, sync_client
@@ -24,6 +29,31 @@ def test_a_websocket_is_counted(fg, events):
     assert type(manager).__name__ == "RealtimeConnectionManager"
     assert _notes(fg) == {"not_covered_websocket": 1}
     assert events == []
+
+
+def _all_below(kind):
+    for below in kind.__subclasses__():
+        yield from (below, *_all_below(below))
+
+
+def _connecting():
+    """Return every resource of the installed client that opens websockets."""
+    for module in pkgutil.walk_packages(openai.resources.__path__, "openai.resources."):
+        importlib.import_module(module.name)
+    resources = {*_all_below(SyncAPIResource), *_all_below(AsyncAPIResource)}
+    return sorted((kind for kind in resources if hasattr(kind, "connect")), key=str)
+
+
+@pytest.mark.parametrize("resource", _connecting(), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_every_websocket_of_the_client_is_counted(fg, events, resource):
+    """Sync and async, whichever release of the client has it."""
+    asynchronous = issubclass(resource, AsyncAPIResource)
+    client = (async_client if asynchronous else sync_client)(lambda r: answer(CHAT))
+    parameters = inspect.signature(resource.connect).parameters.values()
+    needed = [each.name for each in parameters if each.default is each.empty and each.name != "self"]
+    manager = resource(client).connect(**dict.fromkeys(needed, "gpt-realtime"))
+    assert hasattr(manager, "__aenter__" if asynchronous else "__enter__")
+    assert (_notes(fg), events) == ({"not_covered_websocket": 1}, [])
 
 
 @pytest.mark.parametrize(
