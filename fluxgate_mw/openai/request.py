@@ -27,6 +27,18 @@ _PLAIN: Final = frozenset({SyncAPIClient.base_url, openai.OpenAI.base_url, opena
 """Properties that return `_base_url`; those of openai 3 import a module first, each time."""
 
 
+class _OnBehalf(dict[str, Any]):
+    """Stream options that ask for usage on the caller's behalf, known as such by whoever they are handed on to.
+
+    Args:
+        own: The caller's own.
+    """
+
+    def __init__(self, own: Mapping[str, Any] | None) -> None:
+        super().__init__({**(own or {}), "include_usage": True})
+        self.own = own
+
+
 class Origin(msgspec.Struct, frozen=True):
     """Where calls are said to come from: the explicit tracker's recorder and frame, and the patch's own recorder.
 
@@ -89,7 +101,7 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
         diagnostics.note("not_covered_batch_results", "a batch was created; what its requests use is not recorded")
     if outer is not None and isinstance(outer, OpenAICall) and outer.api_path == path:
         outer.inner = call
-    if stream and origin.last:
+    if stream:
         _ask_for_usage(call, options, body)
     return call
 
@@ -143,9 +155,19 @@ def _seen(url: str, options: Any) -> tuple[str, str | None]:
 
 
 def _ask_for_usage(call: OpenAICall, options: Any, body: Mapping[str, Any]) -> None:
-    """Ask for a stream's usage on the caller's behalf, on a copy, where its provider is known to accept that."""
-    if asks_for_usage(call.provider_name(), call.api_path or "", _api_version(call.client, call.base_url)):
-        call.options = _asking_for_usage(call, options, body)
+    """Ask for a stream's usage on the caller's behalf, on a copy, where its provider is known to accept that.
+
+    Where a client that handed this on asked already, its own provider did: this one is asked, or not, by its own.
+    """
+    accepted = asks_for_usage(call.provider_name(), call.api_path or "", _api_version(call.client, call.base_url))
+    asked = body.get("stream_options")
+    if isinstance(asked, _OnBehalf):
+        call.hide_usage = accepted
+        if not accepted:
+            call.options = _with_stream_options(options, asked.own)
+    elif accepted and isinstance(asked, Mapping | None) and (not asked or asked.get("include_usage") is None):
+        call.hide_usage = True
+        call.options = _with_stream_options(options, _OnBehalf(asked))
 
 
 def _api_version(client: Any, base_url: Any) -> str | None:
@@ -163,14 +185,13 @@ def _body_of(options: Any) -> Mapping[str, Any]:
     return {**body, **extra} if extra and isinstance(extra, Mapping) else body
 
 
-def _asking_for_usage(call: OpenAICall, options: Any, body: Mapping[str, Any]) -> Any:
-    asked = body.get("stream_options")
-    if not isinstance(asked, Mapping | None) or (asked and asked.get("include_usage") is not None):
-        return options
+def _with_stream_options(options: Any, stream_options: Any) -> Any:
+    """Return a copy that sends these; None sends none."""
     copied = options.model_copy() if hasattr(options, "model_copy") else options.copy()
     extra = getattr(options, "extra_json", None)
     place = "extra_json" if isinstance(extra, Mapping) and "stream_options" in extra else "json_data"
-    given = getattr(options, place)
-    setattr(copied, place, {**given, "stream_options": {**(asked or {}), "include_usage": True}})
-    call.hide_usage = True
+    given = {**getattr(options, place), "stream_options": stream_options}
+    if stream_options is None:
+        del given["stream_options"]
+    setattr(copied, place, given)
     return copied

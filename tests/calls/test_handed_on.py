@@ -104,6 +104,37 @@ def test_a_stream_that_is_handed_on_is_one_event_and_the_caller_sees_no_more_of_
     assert [(e.input_tokens, e.usage_source) for e in events] == [(12, "provider")]
 
 
+@pytest.mark.parametrize("own", [{}, {"stream_options": {"include_obfuscation": False}}])
+def test_a_provider_that_is_handed_a_stream_is_asked_for_usage_only_where_it_accepts_that(events, own):
+    """What was asked of the first provider on the caller's behalf is not asked of one that may refuse it."""
+    seen = []
+
+    def handle(request):
+        seen.append(json.loads(request.content).get("stream_options"))
+        return obliging("Hi")(request)
+
+    client = _routed(handle)
+    client.inner = client.inner.with_options(base_url="https://api.deepseek.com")
+    assert len(list(client.chat.completions.create(**CREATE, stream=True, **own))) == 3
+    assert seen == [own.get("stream_options")]
+    assert [e.provider_name for e in events] == ["deepseek"]
+
+
+def test_a_wrapper_that_had_taken_the_librarys_own_request_before_us_is_asked_for_usage(monkeypatch):
+    """Then the last wrapper of ours is never asked: the stream's usage is asked for further out."""
+    found = openai.OpenAI.request
+
+    def request(client, *args, **kwargs):
+        return found(client, *args, **kwargs)
+
+    monkeypatch.setattr(openai.OpenAI, "request", request, raising=False)
+    fg = FluxGate()
+    with capture_events() as events:
+        assert len(list(sync_client(obliging("Hi")).chat.completions.create(**CREATE, stream=True))) == 3
+    assert [(e.input_tokens, e.usage_source) for e in events] == [(12, "provider")]
+    fg.stop()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_fallback_is_two_events(events, stream):
     """The first POST is recorded as it failed, the second one as the other provider's answer."""
@@ -136,14 +167,13 @@ def test_a_call_that_fails_after_another_client_was_asked_inside_of_it_is_an_eve
 @pytest.mark.parametrize("patched", [True, False], ids=["patch on", "patch off"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_tracker_over_a_client_that_hands_on_is_one_event_with_the_views_context(patched, stream):
-    """Whoever sends, the call is the view's; where nobody of ours sends, a stream is not asked for usage."""
+    """Whoever sends, the call is the view's, and its stream is what it is without us."""
     fg = FluxGate(instrument=patched)
     view = create_openai_cost_tracker(_routed(_either), fg).with_context(feature="own")
     with capture_events() as events:
         answered = view.chat.completions.create(**CREATE, stream=stream)
         assert len(list(answered)) == (3 if stream else len(list(answered)))
-    told = (12, "provider") if patched or not stream else (None, "none")
-    assert [(e.feature, e.input_tokens, e.usage_source) for e in events] == [("own", *told)]
+    assert [(e.feature, e.input_tokens, e.usage_source) for e in events] == [("own", 12, "provider")]
     fg.stop()
 
 
