@@ -25,7 +25,7 @@ from fluxgate_mw.openai.usage import usd_to_nanos
 from fluxgate_mw.openai.watch import Watch
 from fluxgate_mw.recorder import Outcome, guarded
 
-__all__ = ["OpenAICall", "Retrieval"]
+__all__ = ["OpenAICall", "Passing", "Retrieval"]
 
 _PROMPTS: Final = ("messages", "input", "instructions", "prompt", "tools")
 _COUNTS_BOTH: Final = frozenset({"chat", "text_completion", "compaction", "decision", "image_generation"})
@@ -58,8 +58,11 @@ class OpenAICall(Call, eq=False):
         hide_usage: We do.
         response: The last HTTP response, until it is read or followed.
         retries: How often the client sent it again.
-        base_url: The client's.
+        base_url: The client's, or the whole address that it was given.
         azure: It is a client of Azure.
+        tracked: An explicit tracker made it, not the patch.
+        outside: It was begun where a subclass's own `request` is still to come, which may ask whomever it likes.
+        inner: The last call of another client to the same path that was made inside of it.
     """
 
     client: Any = None
@@ -70,6 +73,9 @@ class OpenAICall(Call, eq=False):
     retries: int = 0
     base_url: Any = None
     azure: bool = False
+    tracked: bool = False
+    outside: bool = False
+    inner: OpenAICall | None = None
     _http_status: int | None = None
     _said_cost: str | None = None
     _regional: bool = False
@@ -142,6 +148,11 @@ class OpenAICall(Call, eq=False):
             ending = Ending("CANCELLED")
         self._finish(answer, ending, estimate=self.stream and not complete)
         return True
+
+    def leave(self) -> None:
+        """Be no call: let go of the client and of what it was asked."""
+        self.client = self.options = self.inner = None
+        self.body = _NO_BODY
 
     def completed(self, answer: Answer) -> None:
         """The answer of a background create was retrieved."""
@@ -317,7 +328,7 @@ class OpenAICall(Call, eq=False):
 
     def _let_go(self) -> None:
         """Take of what was sent what is still needed; the rest is the caller's, who may change it now."""
-        body, self.body, self.options = self.body, _NO_BODY, None
+        body, self.body, self.options, self.inner = self.body, _NO_BODY, None, None
         self._asked_tier = body.get("service_tier")
         self._fee = _fee_of(body)
 
@@ -339,8 +350,8 @@ def _is_made(place: object) -> bool:
     return isinstance(place, Mapping) and place.get("type") in ("auto", "container_auto")
 
 
-class Retrieval:
-    """A GET that may bring the answer of a background create; no call of its own.
+class Passing:
+    """A request of the client that is no call, or none that is recorded: what it sends is accounted for.
 
     Args:
         client: The client that sends it.
@@ -356,18 +367,29 @@ class Retrieval:
         self.retries = 0
 
     def answered(self, result: object) -> bool:  # noqa: ARG002  (as of `OpenAICall`)
+        """See `OpenAICall`. Always True."""
+        self.response = self.client = None
+        return True
+
+    def failed(self, error: BaseException) -> None:  # noqa: ARG002  (as of `OpenAICall`)
+        """See `OpenAICall`."""
+        self.response = self.client = None
+
+
+class Retrieval(Passing):
+    """A GET that may bring the answer of a background create; until it does, the create is still open."""
+
+    __slots__ = ()
+
+    def answered(self, result: object) -> bool:
         """Take the answer where it is there, else follow it. Always True."""
-        response, self.response, self.client = self.response, None, None
+        response = self.response
         if hasattr(response, "_content"):
             self.ended(_read(response.content), None, True)
         elif response is not None:
             sse = "event-stream" in response.headers.get("content-type", "")
             follow(response, Watch(self.ended, _nothing, sse=sse, hide_usage=False))
-        return True
-
-    def failed(self, error: BaseException) -> None:  # noqa: ARG002  (as of `OpenAICall`)
-        """See `OpenAICall`: the create is still open."""
-        self.response = self.client = None
+        return super().answered(result)
 
     def ended(self, answer: Answer, error: BaseException | None, exhausted: bool) -> None:  # noqa: ARG002, FBT001
         """Complete the call that the answer belongs to, if it is complete."""

@@ -37,7 +37,9 @@ OPERATIONS: Final[Mapping[str, str]] = MappingProxyType(
 """Path below the client's base address to the operation's name; a POST to any other path is no billed call."""
 
 _REMIX: Final = re.compile(r"/videos/[^/]+/remix")
-_VERSION: Final = re.compile(r"(?:https?://[^/]+)?(?:/openai)?(?:/deployments/[^/]+)?(?:/v\d+)?(/.+)")
+_BASE: Final = re.compile(r"(?:https?://[^/]+)?(?:(?:/[^/]+)*/(?:v\d\w*|openai|deployments/[^/]+))?(/.+)")
+"""A host, and the path of a base address, as `/v1`, `/api/v1`, `/v1beta/openai` or `/openai/deployments/NAME`; the rest
+is below it."""
 
 _UNCOVERED: Final = (
     (re.compile(r"/(?:realtime|live)(?:/|$)"), "not_covered_realtime"),
@@ -59,15 +61,20 @@ def operation_of(path: str) -> tuple[str, str] | None:
     >>> operation_of("https://api.openai.com/v1/chat/completions"), operation_of("/files")
     (('chat', '/chat/completions'), None)
     """
-    match = _VERSION.fullmatch(path if path.startswith(("/", "http")) else f"/{path}")
-    below = "" if match is None else match[1].rstrip("/")
+    below = _below(path)
     operation = "video_generation" if _REMIX.fullmatch(below) else OPERATIONS.get(below)
     return None if operation is None else (operation, below)
 
 
 def uncovered_kind(path: str) -> str | None:
     """Return under which name a POST is counted that is billed but not recorded as a call; None for no such one."""
-    return next((kind for pattern, kind in _UNCOVERED if pattern.match(path)), None)
+    below = _below(path)
+    return next((kind for pattern, kind in _UNCOVERED if pattern.match(below)), None)
+
+
+def _below(path: str) -> str:
+    match = _BASE.fullmatch(path if path.startswith(("/", "http")) else f"/{path}")
+    return "" if match is None else match[1].rstrip("/")
 
 
 _STREAM_OPTIONS_PATHS: Final = frozenset({"/chat/completions", "/completions"})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
@@ -22,10 +23,10 @@ from openai._response import BaseAPIResponse
 from fluxgate_mw.ambient import learn_user
 from fluxgate_mw.errors import InstrumentationError
 from fluxgate_mw.openai import derived, unfinished
-from fluxgate_mw.openai.calls import OpenAICall, Retrieval
+from fluxgate_mw.openai.calls import OpenAICall, Passing
 from fluxgate_mw.openai.request import Origin, begin
-from fluxgate_mw.openai.tracking import FLUXGATE
-from fluxgate_mw.openai.uncovered import replacements, yields
+from fluxgate_mw.openai.tracking import FLUXGATE, call_of, register
+from fluxgate_mw.openai.uncovered import Arrivals, clients, replacements, yields
 from fluxgate_mw.recorder import Recorder, guarded, in_hand
 from fluxgate_mw.types import HasRecorder
 
@@ -38,7 +39,8 @@ _MARK: Final = "__fluxgate_patch__"
 """The attribute of our wrappers. Who wraps them in good manners hands it on: `functools.wraps` copies it."""
 
 _Rest = tuple[tuple[Any, ...], dict[str, Any]]
-_OURS: Final = (OpenAICall, Retrieval)
+_OURS: Final = (OpenAICall, Passing)
+_LIBRARY: Final = (SyncAPIClient, AsyncAPIClient)
 _ANSWERS: Final = (BaseModel, Stream, AsyncStream, LegacyAPIResponse, BaseAPIResponse)
 
 
@@ -53,7 +55,7 @@ def requested(send: Callable[..., Any], client: Any, cast_to: Any, options: Any,
     try:
         result = send(client, cast_to, call.options, *arguments, **keywords)
     except BaseException as error:
-        guarded("openai", call.failed, error)
+        _failed(call, error)
         raise
     finally:
         in_hand.set(outer)
@@ -75,7 +77,7 @@ async def arequested(
     try:
         result = await send(client, cast_to, call.options, *arguments, **keywords)
     except BaseException as error:
-        guarded("openai", call.failed, error)
+        _failed(call, error)
         raise
     finally:
         in_hand.set(outer)
@@ -83,11 +85,33 @@ async def arequested(
     return result
 
 
-def _answered(call: OpenAICall | Retrieval, result: object) -> None:
+def _answered(call: OpenAICall | Passing, result: object) -> None:
     if call.response is None:
+        if guarded("openai", _is_told, call, result):
+            return
         guarded("openai", _patch.mend, call.client)
     if guarded("openai", call.answered, result) is None and isinstance(call, OpenAICall):
         guarded("openai", call.end)
+
+
+def _failed(call: OpenAICall | Passing, error: BaseException) -> None:
+    if not guarded("openai", _is_told, call, None):
+        guarded("openai", call.failed, error)
+
+
+def _is_told(call: OpenAICall | Passing, result: object) -> bool:
+    """Say whether the call has ended where it was sent, or its client sent nothing and another's call stands for it."""
+    if not isinstance(call, OpenAICall):
+        return False
+    teller = call
+    if call.client is not None:
+        if not call.outside or call.inner is None:
+            return False
+        teller = call.inner
+        call.leave()
+    if result is not None and call_of(result) is None:
+        register(result, teller)
+    return True
 
 
 class _Patch:
@@ -102,13 +126,9 @@ class _Patch:
         self._replaced: list[tuple[type, str, Any, Any]] = []
         self._covered: list[tuple[type, str, Any, Any]] = []
         self._helpers: set[type] = set()
-
-    @property
-    def origin(self) -> Origin | None:
-        """Where the patch says that calls come from; None when nobody asks for the patch any more."""
-        return self._origin
-
-    _origin: Origin | None = None
+        self._clients: set[type] = set()
+        self._arrivals: Any = Arrivals(self._arrived)
+        self._origin: Origin | None = None
 
     def ask(self, recorder: Recorder | None) -> Callable[[], None]:
         """Patch, if it is not done yet, and return the undo of this request."""
@@ -139,22 +159,38 @@ class _Patch:
 
     def _choose_origin(self) -> None:
         recorders = [recorder for recorder in self._asked.values() if recorder is not None]
-        self._origin = Origin(fallback=recorders[-1] if recorders else None) if self._asked else None
+        self._origin = Origin(fallback=recorders[-1] if recorders else None, last=True) if self._asked else None
 
     def _install(self) -> None:
         for client, wrap in ((SyncAPIClient, self._sync_request), (AsyncAPIClient, self._async_request)):
             if not callable(client.__dict__.get("request")):
                 raise InstrumentationError(f"openai's {client.__name__} has no request method; nothing was patched")
-            for owner in _owners_of_request(client):
-                self._replace(owner, "request", wrap(owner.__dict__["request"]))
-            if callable(client.__dict__.get("_process_response")):
-                self._replace(client, "_process_response", self._process_response(client.__dict__["_process_response"]))
+            for owner in dict.fromkeys(_owners_of_request(client)):
+                self._replace(owner, "request", wrap(owner, owner.__dict__["request"]))
+            if callable(processes := client.__dict__.get("_process_response")):
+                self._replace(client, "_process_response", self._process_response(client, processes))
         for answer in _ANSWERS:
             if "fluxgate" not in answer.__dict__:
                 self._replace(answer, "fluxgate", FLUXGATE)
         for owner, name, replacement in (*replacements(self._replace), *derived.parsers()):
             self._replace(owner, name, replacement)
         self._cover_helpers()
+        self._cover_clients()
+        sys.meta_path.insert(0, self._arrivals)
+
+    def _cover_clients(self) -> None:
+        for owner, name, replacement in clients(self._clients):
+            self._clients.add(owner)
+            self._replace(owner, name, replacement)
+
+    def _arrived(self) -> None:
+        """Cover the HTTP clients that have been imported, unless the lock is taken: then at the next import."""
+        if any(clients(self._clients)) and self._lock.acquire(blocking=False):
+            try:
+                if self._asked:
+                    self._cover_clients()
+            finally:
+                self._lock.release()
 
     def _cover_helpers(self) -> None:
         """Follow what stream helpers make of a stream; the client imports them when they are first used."""
@@ -183,7 +219,7 @@ class _Patch:
                 owner = next(base for base in kind.__mro__ if name in base.__dict__)
                 if not hasattr(owner.__dict__[name], _MARK):
                     self._replaced = [entry for entry in self._replaced if entry[:2] != (owner, name)]
-                    self._replace(owner, name, wrap(owner.__dict__[name]))
+                    self._replace(owner, name, wrap(owner, owner.__dict__[name]))
 
     def _replace(self, owner: type, name: str, replacement: Any) -> None:
         self._replaced.append((owner, name, owner.__dict__.get(name), replacement))
@@ -197,7 +233,9 @@ class _Patch:
         self._covered = [entry for entry in (*self._covered, *reversed(self._replaced)) if not _put_back(*entry)]
         self._replaced.clear()
         self._helpers.clear()
-        unfinished.end_all()
+        self._clients.clear()
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not self._arrivals]  # none is passed over
+        unfinished.end_all(tracked=False)
 
     def settle(self, client: Any, name: str, ours: Any, original: Any) -> None:
         """Put back what somebody had wrapped when the patch was taken back, where he is gone now.
@@ -209,7 +247,9 @@ class _Patch:
             for base in type(client).__mro__:
                 _put_back(base, name, original, ours)
 
-    def _sync_request(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _sync_request(self, owner: type, original: Callable[..., Any]) -> Callable[..., Any]:
+        is_last = owner in _LIBRARY
+
         @functools.wraps(original)
         def request(client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
             origin = self._origin
@@ -218,11 +258,15 @@ class _Patch:
                 return original(client, cast_to, options, *args, **kwargs)
             if kwargs.get("stream"):
                 self._streamed()
+            if not is_last:
+                origin = Origin(fallback=origin.fallback)
             return requested(original, client, cast_to, options, (args, kwargs), origin)
 
         return _marked(request)
 
-    def _async_request(self, original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _async_request(self, owner: type, original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        is_last = owner in _LIBRARY
+
         @functools.wraps(original)
         async def request(client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
             origin = self._origin
@@ -231,11 +275,13 @@ class _Patch:
                 return await original(client, cast_to, options, *args, **kwargs)
             if kwargs.get("stream"):
                 self._streamed()
+            if not is_last:
+                origin = Origin(fallback=origin.fallback)
             return await arequested(original, client, cast_to, options, (args, kwargs), origin)
 
         return _marked(request)
 
-    def _process_response(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _process_response(self, _owner: type, original: Callable[..., Any]) -> Callable[..., Any]:
         """Return the client's method, sync or async alike, telling the running call of its response."""
 
         @functools.wraps(original)
@@ -283,12 +329,12 @@ def _marked(wrapper: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _answered_with(call: OpenAICall | Retrieval, result: Any) -> Any:
+def _answered_with(call: OpenAICall | Passing, result: Any) -> Any:
     _answered(call, result)
     return result
 
 
-async def _aanswered(call: OpenAICall | Retrieval, result: Awaitable[Any]) -> Any:
+async def _aanswered(call: OpenAICall | Passing, result: Awaitable[Any]) -> Any:
     return _answered_with(call, await result)
 
 

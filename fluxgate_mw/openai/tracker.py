@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import msgspec
 from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
-from openai._base_client import AsyncAPIClient
+from openai._base_client import AsyncAPIClient, SyncAPIClient
 
 from fluxgate_mw.ambient import Ambient, get
 from fluxgate_mw.frames import set_fields
@@ -65,14 +65,14 @@ class _View:
             merged["metadata"] = {**self._fluxgate_fields.get("metadata", {}), **fields["metadata"]}
         return cast("Self", _view_of(self, self._fluxgate_recorder, merged))
 
-    def _fluxgate_origin(self) -> Origin:
+    def _fluxgate_origin(self, *, last: bool = False) -> Origin:
         ambient: Ambient = get()
         fields = self._fluxgate_fields
         if fields:
             if "metadata" in fields:
                 fields = {**fields, "metadata": {**ambient.metadata, **fields["metadata"]}}
             ambient = msgspec.structs.replace(ambient, **fields)
-        return Origin(recorder=self._fluxgate_recorder, ambient=ambient)
+        return Origin(recorder=self._fluxgate_recorder, ambient=ambient, last=last)
 
     def _process_response(self, *args: Any, **kwargs: Any) -> Any:
         note_response(in_hand.get(), kwargs)
@@ -106,11 +106,38 @@ class _AsyncView(_View):
         return await super().request(*args, **kwargs)  # type: ignore[misc]
 
 
-class TrackedOpenAI(_SyncView, OpenAI):
+class _SyncLast(SyncAPIClient):
+    """Comes last of all before the library's own `request`, where a subclass may have one in between."""
+
+    _fluxgate_origin: Callable[..., Origin]
+
+    def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+        """Send what goes out, as the view's call or, where that has ended, as another."""
+        return requested(_SyncLast._out, self, cast_to, options, (args, kwargs), self._fluxgate_origin(last=True))
+
+    def _out(self, *args: Any, **kwargs: Any) -> Any:
+        return super().request(*args, **kwargs)
+
+
+class _AsyncLast(AsyncAPIClient):
+    """See `_SyncLast`."""
+
+    _fluxgate_origin: Callable[..., Origin]
+
+    async def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+        """Send what goes out, as the view's call or, where that has ended, as another."""
+        origin = self._fluxgate_origin(last=True)
+        return await arequested(_AsyncLast._out, self, cast_to, options, (args, kwargs), origin)
+
+    async def _out(self, *args: Any, **kwargs: Any) -> Any:
+        return await super().request(*args, **kwargs)
+
+
+class TrackedOpenAI(_SyncView, OpenAI, _SyncLast):
     """An `OpenAI` whose calls are tracked; made by `create_openai_cost_tracker`."""
 
 
-class TrackedAsyncOpenAI(_AsyncView, AsyncOpenAI):
+class TrackedAsyncOpenAI(_AsyncView, AsyncOpenAI, _AsyncLast):
     """An `AsyncOpenAI` whose calls are tracked; made by `create_openai_cost_tracker`."""
 
 
@@ -128,7 +155,7 @@ _views: dict[type, type] = {
     AzureOpenAI: TrackedAzureOpenAI,
     AsyncAzureOpenAI: TrackedAsyncAzureOpenAI,
 }
-for _base in (_SyncView, _AsyncView, *_views.values()):
+for _base in (_SyncView, _AsyncView, _SyncLast, _AsyncLast, *_views.values()):
     setattr(_base, VIEW, True)
 
 
@@ -178,8 +205,8 @@ def _view_class(base: type) -> type:
         return base
     view = _views.get(base)
     if view is None:
-        mixin = _AsyncView if issubclass(base, AsyncAPIClient) else _SyncView
-        view = _views[base] = type(f"Tracked{base.__name__}", (mixin, base), {VIEW: True})
+        first, last = (_AsyncView, _AsyncLast) if issubclass(base, AsyncAPIClient) else (_SyncView, _SyncLast)
+        view = _views[base] = type(f"Tracked{base.__name__}", (first, base, last), {VIEW: True})
     return view
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
 from openai._resource import AsyncAPIResource, SyncAPIResource
@@ -18,7 +18,7 @@ from fluxgate_mw.openai.hosts import OPERATIONS
 from fluxgate_mw.pricing import provider_of_host
 from fluxgate_mw.recorder import guarded, in_hand
 
-__all__ = ["replacements", "yields"]
+__all__ = ["Arrivals", "clients", "replacements", "yields"]
 
 Replace = Callable[[type, str, Any], None]
 
@@ -37,10 +37,32 @@ def replacements(replace: Replace) -> Iterator[tuple[type, str, Any]]:
             if "connect" in resource.__dict__:
                 yield resource, "connect", _connect(resource.__dict__["connect"])
         yield base, "__init_subclass__", classmethod(functools.partial(_defined, replace))
+
+
+def clients(known: Collection[type]) -> Iterator[tuple[type, str, Any]]:
+    """Yield as much for those of the HTTP clients that are not known yet, where the application has imported them."""
     for module, name in _CLIENTS:
         client = getattr(sys.modules.get(module), name, None)
-        if client is not None:
+        if client is not None and client not in known:
             yield client, "send", _send(client.__dict__["send"])
+
+
+class Arrivals:
+    """Stands among the finders of `sys.meta_path`, finds nothing, and tells of every module that is being imported.
+
+    An HTTP client that is imported after the patch can be heard of in no other way: openai 3 has httpx2, most other
+    SDKs httpx, whose own import asks for its last part when its clients are there.
+
+    Args:
+        arrived: Called before any module is looked for; must not import, nor wait for a lock.
+    """
+
+    def __init__(self, arrived: Callable[[], None]) -> None:
+        self._arrived = arrived
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:  # noqa: ARG002
+        """Leave the module to whoever comes next."""
+        guarded("uncovered", self._arrived)
 
 
 def yields(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,8 @@
 """Background creates of this process whose answer is not there yet, by the id that will be asked for.
 
 Each is one call that is still open; it ends when its answer is retrieved, when it is pushed out by newer ones, when
-the patch is taken back, or with the process, whichever comes first. A forked child leaves them to its parent.
+the patch that began it is taken back, or with the process, whichever comes first. A forked child leaves them to its
+parent.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ MOST_OPEN: Final = 1000
 
 
 class Open(Protocol):
-    """A call that waits for its answer."""
+    """A call that waits for its answer; `tracked` says that an explicit tracker made it, whom no patch concerns."""
+
+    tracked: bool
 
     def give_up(self) -> None:
         """End with what is known."""
@@ -48,10 +51,15 @@ def release(response_id: str | None) -> Open | None:
     return None if response_id is None else _open.pop(response_id, None)
 
 
-def end_all() -> None:
-    """End every call that waits, with its usage not known."""
-    while _open:
-        _open.popitem()[1].give_up()
+def end_all(*, tracked: bool = True) -> None:
+    """End every call that waits, with its usage not known.
+
+    Args:
+        tracked: Those of explicit trackers too.
+    """
+    for response_id, call in list(_open.items()):
+        if (tracked or not call.tracked) and _open.pop(response_id, None) is call:
+            call.give_up()
 
 
 at_process_end.append(end_all)

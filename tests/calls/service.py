@@ -146,6 +146,17 @@ _IMAGE = {
         "input_tokens_details": {"image_tokens": 4, "text_tokens": 16},
     },
 }
+_DECISION = {"model": MODEL, "answers": [{"type": "predicate", "probability": 0.5}], "usage": RESPONSES_USAGE}
+_VIDEO = {
+    "id": "video_1",
+    "object": "video",
+    "created_at": 1_764_000_000,
+    "model": "sora-2",
+    "progress": 0,
+    "seconds": "4",
+    "size": "720x1280",
+    "status": "queued",
+}
 _TRANSCRIPT_TOKENS = {
     "type": "tokens",
     "input_tokens": 20,
@@ -192,6 +203,21 @@ _MODELS = {"object": "list", "data": [{"id": MODEL, "object": "model", "created"
 _PAGE = {"object": "list", "data": [_BATCH], "has_more": True, "first_id": "batch_1", "last_id": "batch_1"}
 
 
+def _image_events(kind: str) -> list[dict[str, Any]]:
+    image = {
+        "b64_json": "aGk=",
+        "background": "auto",
+        "created_at": 1_764_000_000,
+        "output_format": "png",
+        "quality": "low",
+        "size": "1024x1024",
+    }
+    return [
+        {**image, "type": f"{kind}.partial_image", "partial_image_index": 0},
+        {**image, "type": f"{kind}.completed", "usage": _IMAGE["usage"]},
+    ]
+
+
 class Service:
     """Answers as the service does and keeps what was asked.
 
@@ -222,10 +248,10 @@ class Service:
         self.headers.append(request.headers)
         if self.failures:
             return self.failures.pop(0)
-        asked = body if isinstance(body, dict) else {}
+        asked = body if isinstance(body, dict) else {"stream": b'name="stream"' in content}
         if path in self.answers:
             return self.answers[path](asked)
-        return self._usual(request.method, path.partition("/openai")[2] or path, asked)
+        return self._usual(request.method, path.partition("/openai")[2].removeprefix("/v1") or path, asked)
 
     def _usual(self, method: str, path: str, asked: dict[str, Any]) -> Any:
         if path.startswith("/deployments/"):
@@ -233,7 +259,7 @@ class Service:
         if method == "GET":
             return answer(200, self._got(path))
         if path in _STREAMS and asked.get("stream"):
-            return events(*_STREAMS[path](asked), done=path != "/responses")
+            return events(*_STREAMS[path](asked), done=path == "/chat/completions")
         if path == "/responses":
             state = "queued" if asked.get("background") else "completed"
             return answer(200, response(asked, status=state, number=next(self._numbers)))
@@ -250,6 +276,8 @@ class Service:
 _STREAMS: Final[Mapping[str, Callable[[Mapping[str, Any]], list[dict[str, Any]]]]] = {
     "/chat/completions": chat_chunks,
     "/responses": response_events,
+    "/images/generations": lambda _: _image_events("image_generation"),
+    "/images/edits": lambda _: _image_events("image_edit"),
 }
 _WHOLES: Final[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {
     "/chat/completions": chat,
@@ -266,7 +294,11 @@ _WHOLES: Final[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {
     "/batches": lambda _: _BATCH,
     "/fine_tuning/jobs": lambda _: _JOB,
     "/files": lambda _: {"id": "file-1", "object": "file"},
-    "/videos": lambda _: {"id": "video_1", "object": "video", "status": "queued"},
+    "/decisions": lambda _: _DECISION,
+    "/videos": lambda _: _VIDEO,
+    "/videos/edits": lambda _: _VIDEO,
+    "/videos/extensions": lambda _: _VIDEO,
+    "/videos/video_1/remix": lambda _: _VIDEO,
 }
 
 

@@ -10,9 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import NotFoundError, Stream
+from openai import AsyncAzureOpenAI, AzureOpenAI, NotFoundError, Stream
 
-from fluxgate_mw import context, diagnostics, tracking, uninstrument_openai
+from fluxgate_mw import (
+    FluxGate,
+    context,
+    create_openai_cost_tracker,
+    diagnostics,
+    instrument_openai,
+    tracking,
+    uninstrument_openai,
+)
 from fluxgate_mw.buffer.pack import unpack
 from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.event import decode_event
@@ -62,6 +70,21 @@ async def test_an_async_client_completes_it_too(events):
     assert [e.input_tokens for e in events] == [12]
 
 
+@pytest.mark.anyio
+async def test_azures_completes_too(events):
+    """A background create of Azure, sync and async, ends with its GET, which has no deployment in its path."""
+    options = {"azure_endpoint": "https://mine.openai.azure.com", "api_version": "2025-03-01-preview"}
+    asked = {"model": "ours", "input": "Hi", "extra_body": {"background": True}}
+    client = sync_client(_service(["in_progress", "completed"]), AzureOpenAI, **options)
+    client.responses.create(**asked)
+    for _ in range(2):
+        client.responses.retrieve("resp_1")
+    aclient = async_client(_service(["completed"]), AsyncAzureOpenAI, azure_deployment="ours", **options)
+    await aclient.responses.create(**asked)
+    await aclient.responses.retrieve("resp_1")
+    assert [(e.provider_name, e.input_tokens, e.output_tokens) for e in events] == [("azure", 12, 3)] * 2
+
+
 def test_a_streamed_get_completes_it(events):
     """A GET that streams the answer ends the call with its last event."""
     ends = [event({"type": "response.completed", "sequence_number": 1, "response": RESPONSE}, "response.completed")]
@@ -98,6 +121,21 @@ def test_what_is_never_retrieved_ends_with_the_patch(events):
     uninstrument_openai()
     assert [(e.usage_source, e.cost_nanos, e.unpriced_reason) for e in events] == [("none", None, "no usage")]
     assert diagnostics.counts()["not_covered_background"] == 1
+
+
+@pytest.mark.parametrize("patched", [True, False], ids=["patch on", "patch off"])
+def test_a_trackers_create_does_not_end_with_the_patch(events, patched):
+    """It is the tracker's, who is there with and without a patch, whoever undoes his."""
+    client = sync_client(_service(["completed"]))
+    if not patched:
+        uninstrument_openai()
+    tracker = create_openai_cost_tracker(client, FluxGate(instrument=False))
+    tracker.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
+    instrument_openai()()
+    uninstrument_openai()
+    assert events == []
+    tracker.responses.retrieve("resp_1")
+    assert [(e.input_tokens, e.output_tokens) for e in events] == [(12, 3)]
 
 
 def test_two_creates_are_two_events_whatever_their_ids(events):

@@ -15,7 +15,10 @@ from fluxgate_mw import tracking
 from tests.calls.clients import recorded
 from tests.calls.service import MODEL, Service, answer, async_client, chat, sync_client
 
-pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # image variations; still billed
+pytestmark = [  # both are still billed
+    pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning"),  # image variations
+    pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"),
+]
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -35,7 +38,8 @@ class Way(NamedTuple):
     operation: str
     tokens: tuple[int | None, int | None]
     needs: str
-    """The attributes of the client that it stands on; a client that lacks one has no such call."""
+    """The attributes of the client that it stands on; a client that lacks one has no such call. `openai.` begins what
+    the package itself has."""
     stream: bool
 
 
@@ -52,6 +56,11 @@ def _file() -> io.BytesIO:
 
 
 CHAT, RESPONSES = ("/chat/completions", "chat"), ("/responses", "chat")
+EMBEDDING = {"model": "text-embedding-3-small", "input": "Hello", "encoding_format": "float"}
+EMBEDDINGS = ("/embeddings", "embeddings")
+IMAGES, EDITS = ("/images/generations", "image_generation"), ("/images/edits", "image_generation")
+MODERATIONS = ("/moderations", "moderation")
+VIDEO = "video_generation"
 WAYS = [
     _way(lambda c: c.chat.completions.create(model="gpt-4o-mini", messages=HELLO), *CHAT, "chat.completions.create"),
     _way(
@@ -80,6 +89,18 @@ WAYS = [
         lambda c: c.beta.responses.create(model="gpt-4o-mini", input="Hello"),
         *RESPONSES,
         "beta.responses.create",
+    ),
+    _way(
+        lambda c: c.beta.responses.compact(model="gpt-4o-mini", input="Hello"),
+        "/responses/compact",
+        "compaction",
+        "beta.responses.compact",
+    ),
+    _way(
+        lambda c: c.decisions.create(model="gpt-6-luna", input="Hello", questions=[]),
+        "/decisions",
+        "decision",
+        "decisions.create",
     ),
     _way(
         lambda c: c.completions.create(model="gpt-3.5-turbo-instruct", prompt="Hello"),
@@ -159,6 +180,50 @@ WAYS = [
         None,
         None,
     ),
+    _way(lambda c: c.videos.create(prompt="A cat"), "/videos", VIDEO, "videos.create", None, None),
+    _way(
+        lambda c: c.videos.edit(prompt="A dog", video=_file()),
+        "/videos/edits",
+        VIDEO,
+        "videos.edit",
+        None,
+        None,
+    ),
+    _way(
+        lambda c: c.videos.extend(prompt="A dog", seconds="4", video=_file()),
+        "/videos/extensions",
+        VIDEO,
+        "videos.extend",
+        None,
+        None,
+    ),
+    _way(
+        lambda c: c.videos.remix("video_1", prompt="A dog"),
+        "/videos/video_1/remix",
+        VIDEO,
+        "videos.remix",
+        None,
+        None,
+    ),
+    _way(
+        lambda c: c.embeddings.with_raw_response.create(**EMBEDDING),
+        *EMBEDDINGS,
+        "embeddings.with_raw_response.create",
+        20,
+        None,
+    ),
+    _way(
+        lambda c: c.images.with_raw_response.generate(model="gpt-image-1", prompt="A cat"),
+        *IMAGES,
+        "images.with_raw_response.generate",
+    ),
+    _way(
+        lambda c: c.moderations.with_raw_response.create(input="Hello"),
+        *MODERATIONS,
+        "moderations.with_raw_response.create",
+        None,
+        None,
+    ),
     _way(
         lambda c: c.chat.completions.with_raw_response.create(model="gpt-4o-mini", messages=HELLO),
         *CHAT,
@@ -221,6 +286,37 @@ STREAMS = [
         None,
         None,
     ),
+    _way(
+        lambda c: c.embeddings.with_streaming_response.create(**EMBEDDING),
+        *EMBEDDINGS,
+        "embeddings.with_streaming_response.create",
+        20,
+        None,
+    ),
+    _way(
+        lambda c: c.images.with_streaming_response.generate(model="gpt-image-1", prompt="A cat"),
+        *IMAGES,
+        "images.with_streaming_response.generate",
+    ),
+    _way(
+        lambda c: c.moderations.with_streaming_response.create(input="Hello"),
+        *MODERATIONS,
+        "moderations.with_streaming_response.create",
+        None,
+        None,
+    ),
+    _way(
+        lambda c: c.images.generate(model="gpt-image-1", prompt="A cat", stream=True),
+        *IMAGES,
+        "openai.types.ImageGenStreamEvent",
+        stream=True,
+    ),
+    _way(
+        lambda c: c.images.edit(model="gpt-image-1", image=_file(), prompt="A cat", stream=True),
+        *EDITS,
+        "openai.types.ImageEditStreamEvent",
+        stream=True,
+    ),
 ]
 NOT_SPEND = {
     "models.list": lambda c: c.models.list(),
@@ -231,14 +327,29 @@ NOT_SPEND = {
     "raw models.list": lambda c: c.models.with_raw_response.list(),
 }
 LACKING = {
-    (1, 66): {"beta.responses.create", "chat.completions.parse", "chat.completions.stream", "responses.compact"},
+    (1, 66): {
+        "beta.responses.compact",
+        "beta.responses.create",
+        "chat.completions.parse",
+        "chat.completions.stream",
+        "decisions.create",
+        "openai.types.ImageEditStreamEvent",
+        "openai.types.ImageGenStreamEvent",
+        "responses.compact",
+        "videos.create",
+        "videos.edit",
+        "videos.extend",
+        "videos.remix",
+    },
+    (2, 54): {"decisions.create"},
 }
 """What each older client that is tested does not have."""
 
 
 def _has(needs: str) -> bool:
-    found: Any = openai.OpenAI(api_key="sk-test")
-    for name in needs.split("."):
+    of_package = needs.startswith("openai.")
+    found: Any = openai if of_package else openai.OpenAI(api_key="sk-test")
+    for name in needs.removeprefix("openai.").split("."):
         found = getattr(found, name, None)
     return found is not None
 
@@ -499,6 +610,48 @@ async def test_async_azure(options):
         await client.responses.create(model="our-deployment", input="Hello")
     assert [event.api_path for event in events] == ["/chat/completions", "/embeddings", "/responses"]
     assert {event.provider_name for event in events} == {"azure"}
+
+
+@pytest.mark.anyio
+async def test_azures_images_and_sound():
+    """They have a deployment in their path too, but for edits by an old client; speech tells no usage."""
+    service = Service()
+    options = {"azure_endpoint": "https://mine.openai.azure.com", "api_version": "2025-03-01-preview"}
+    client = sync_client(service, openai.AzureOpenAI, **options)
+    aclient = async_client(service, openai.AsyncAzureOpenAI, **options)
+    with recorded() as events:
+        client.images.generate(model="ours", prompt="A cat")
+        client.images.edit(model="ours", image=_file(), prompt="A cat")
+        client.audio.transcriptions.create(model="ours", file=_file())
+        client.audio.translations.create(model="ours", file=_file())
+        client.audio.speech.create(model="ours", voice="alloy", input="Hello")
+        await aclient.images.generate(model="ours", prompt="A cat")
+        await aclient.audio.transcriptions.create(model="ours", file=_file())
+    paths = ["/images/generations", "/images/edits", "/audio/transcriptions", "/audio/translations", "/audio/speech"]
+    assert [event.api_path for event in events] == [*paths, paths[0], paths[2]]
+    asked = {path for _method, path, _body in service.requests}
+    assert all(path.startswith("/openai/deployments/ours/") for path in asked - {"/openai/images/edits"})
+    assert [event.input_tokens for event in events] == [20, 20, 20, None, None, 20, 20]
+    assert {(event.provider_name, event.request_model, event.status) for event in events} == {
+        ("azure", "ours", "SUCCESS")
+    }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_azures_v1_address_on_a_plain_client(stream):
+    """Azure's newer API needs no client of its own: it is known by its host."""
+    service = Service()
+    client = sync_client(service, base_url="https://mine.openai.azure.com/openai/v1/")
+    with recorded() as events:
+        result = client.chat.completions.create(model="our-deployment", messages=HELLO, stream=stream)
+        if stream:
+            _read(result)
+        client.responses.create(model="our-deployment", input="Hello")
+    assert [(event.provider_name, event.api_path, event.input_tokens) for event in events] == [
+        ("azure", "/chat/completions", 20),
+        ("azure", "/responses", 20),
+    ]
+    assert {event.response_model for event in events} == {MODEL}
 
 
 @pytest.mark.parametrize(

@@ -244,3 +244,22 @@ async def test_every_kind_of_client_in_every_use(tracked, kind, use):
     assert event.status == ("CANCELLED" if use == "left early" else "SUCCESS")
     assert event.usage_source == ("estimated" if use == "left early" else "provider")
     assert type(client) is client_type
+
+
+class Retrying(openai.OpenAI):
+    """A subclass that asks again by itself."""
+
+    def request(self, *args, **kwargs):
+        try:
+            return super().request(*args, **kwargs)
+        except openai.APIStatusError:
+            return super().request(*args, **kwargs)
+
+
+def test_a_subclass_that_asks_again_is_two_events_of_its_view(tracked):
+    """Each POST is an event with the view's context, the failed one too."""
+    fg, events = tracked
+    replies = iter([answer({}, 500), answer(CHAT)])
+    view = create_openai_cost_tracker(sync_client(lambda r: next(replies), Retrying), fg).with_context(feature="own")
+    view.chat.completions.create(**CREATE)
+    assert [(e.feature, e.status, e.input_tokens) for e in events] == [("own", "ERROR", None), ("own", "SUCCESS", 12)]

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import openai
-import pytest
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
 
-from fluxgate_mw import track, uninstrument_openai
+import openai
+import openai.resources
+import pytest
+from openai._resource import AsyncAPIResource, SyncAPIResource
+
+from fluxgate_mw import FluxGate, create_openai_cost_tracker, instrument_openai, track, uninstrument_openai
 from tests.calls.mocks import CHAT, MESSAGES, answer, async_client, http, sync_client
 
 
@@ -23,6 +31,31 @@ def test_a_websocket_is_counted(fg, events):
     assert events == []
 
 
+def _all_below(kind):
+    for below in kind.__subclasses__():
+        yield from (below, *_all_below(below))
+
+
+def _connecting():
+    """Return every resource of the installed client that opens websockets."""
+    for module in pkgutil.walk_packages(openai.resources.__path__, "openai.resources."):
+        importlib.import_module(module.name)
+    resources = {*_all_below(SyncAPIResource), *_all_below(AsyncAPIResource)}
+    return sorted((kind for kind in resources if hasattr(kind, "connect")), key=str)
+
+
+@pytest.mark.parametrize("resource", _connecting(), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_every_websocket_of_the_client_is_counted(fg, events, resource):
+    """Sync and async, whichever release of the client has it."""
+    asynchronous = issubclass(resource, AsyncAPIResource)
+    client = (async_client if asynchronous else sync_client)(lambda r: answer(CHAT))
+    parameters = inspect.signature(resource.connect).parameters.values()
+    needed = [each.name for each in parameters if each.default is each.empty and each.name != "self"]
+    manager = resource(client).connect(**dict.fromkeys(needed, "gpt-realtime"))
+    assert hasattr(manager, "__aenter__" if asynchronous else "__enter__")
+    assert (_notes(fg), events) == ({"not_covered_websocket": 1}, [])
+
+
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
@@ -35,6 +68,7 @@ def test_a_websocket_is_counted(fg, events):
         ("/chatkit/sessions", "not_covered_chatkit"),
         ("/containers", "not_covered_containers"),
         ("/fine_tuning/alpha/graders/run", "not_covered_graders"),
+        ("https://api.openai.com/v1/realtime/calls", "not_covered_realtime"),
     ],
 )
 def test_a_billed_post_that_is_no_call_is_counted(fg, events, path, kind):
@@ -49,6 +83,7 @@ def test_a_billed_post_that_is_no_call_is_counted(fg, events, path, kind):
     [
         "/files",
         "/threads",
+        "/threads/thread_1/messages",
         "/vector_stores",
         "/responses/input_tokens",
         "/uploads",
@@ -61,6 +96,17 @@ def test_a_post_that_is_not_billed_is_neither(fg, events, path):
     """What costs nothing by tokens is no event and no gap."""
     sync_client(lambda r: answer({})).post(path, cast_to=object, body={})
     assert (_notes(fg), events) == ({}, [])
+
+
+@pytest.mark.parametrize("tracked", [False, True], ids=["the patch", "a tracker"])
+def test_what_a_disabled_one_does_not_record_is_not_counted_either(tracked):
+    """A call of the client is no call past it, though nobody wants it recorded."""
+    fg = FluxGate(enabled=False)
+    instrument_openai(fg)
+    client = sync_client(lambda r: answer(CHAT))
+    asked = create_openai_cost_tracker(client, fg) if tracked else client
+    asked.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
+    assert _notes(fg) == {}
 
 
 def test_a_batch_is_an_event_and_its_results_are_counted_as_not_covered(fg, events):
@@ -110,6 +156,29 @@ async def test_async_calls_past_the_client_are_counted(fg):
         uninstrument_openai()
         await plain.post("https://api.openai.com/v1/chat/completions", json={})
     assert _notes(fg) == {"not_covered_host": 1}
+
+
+LATE = """
+import sys
+from fluxgate_mw import FluxGate, uninstrument_openai
+finders = list(sys.meta_path)
+fg = FluxGate()
+import httpx
+transport = httpx.MockTransport(lambda request: httpx.Response(200, json={}))
+found = httpx.Client.send
+for _ in range(2):
+    with httpx.Client(transport=transport) as client:
+        client.post("https://api.anthropic.com/v1/messages", json={})
+    uninstrument_openai()
+print(fg.statistics().notes, sys.meta_path == finders, httpx.Client.send is found)
+"""
+
+
+def test_an_http_client_that_is_imported_after_the_patch_is_looked_at_too():
+    """Whoever comes first, and the undo leaves nothing behind."""
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=True)
+    assert done.stdout.split("} ")[0] == "{'not_covered_host': 1"
+    assert done.stdout.split()[-2:] == ["True", "False"]
 
 
 def test_an_openai_call_inside_a_tracked_block_is_an_event_of_its_own(events):
