@@ -7,10 +7,9 @@ serves many tasks at once.
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, TracebackType
+from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, cast
 
 import msgspec
@@ -19,6 +18,7 @@ from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import NOTHING, Ambient, enter, get
 from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.users import as_user
+from fluxgate_mw.wrapping import NOTHING_AROUND, wrap
 
 __all__ = ["DECORATION", "Frame", "context", "feature", "set_fields"]
 
@@ -86,18 +86,14 @@ class Frame:
         """
         if isinstance(target, type):
             return cast("_F", self._wrap_methods(target))
-        if isinstance(target, staticmethod | classmethod):
-            return cast("_F", type(target)(self(target.__func__)))
-        return cast("_F", _wrap(self, target))
+        return cast("_F", wrap(target, _Inside(self)))
 
     def _wrap_methods(self, cls: Any) -> Any:
         for name, value in list(vars(cls).items()):
             if name.startswith("_") and name != "__call__":
                 continue
-            if inspect.isfunction(value):
-                setattr(cls, name, self(value))
-            elif isinstance(value, staticmethod | classmethod):
-                setattr(cls, name, type(value)(self(value.__func__)))
+            if inspect.isfunction(value) or isinstance(value, staticmethod | classmethod):
+                setattr(cls, name, wrap(value, _Inside(self)))
         return cls
 
 
@@ -224,103 +220,22 @@ def _holds(top: Ambient, frame: Frame) -> bool:
     return False
 
 
-def _wrap(frame: Frame, target: Any) -> Any:
-    if inspect.isasyncgenfunction(target):
-        return _async_generator_wrapper(frame, target)
-    if inspect.isgeneratorfunction(target):
-        return _generator_wrapper(frame, target)
-    if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004
-        return _coroutine_wrapper(frame, target)
-    return _plain_wrapper(frame, target)
+class _Inside:
+    """Around a decorated callable: one frame."""
 
+    __slots__ = ("_frame",)
 
-def _wraps(target: Any, wrapper: Any) -> Any:
-    """Return `wrapper` passing for `target`: its name, signature and attributes, and the globals of its module.
+    def __init__(self, frame: Frame) -> None:
+        self._frame = frame
 
-    Older releases of FastAPI look annotations that are strings up in the globals of the very function that it is given.
-    So a wrapper's body uses only what is closed over.
-    """
-    called = target if hasattr(target, "__globals__") else getattr(type(target), "__call__", None)  # noqa: B004
-    module_globals = getattr(called, "__globals__", wrapper.__globals__)
-    moved = FunctionType(wrapper.__code__, module_globals, wrapper.__name__, None, wrapper.__closure__)
-    return functools.wraps(target)(moved)
+    def call(self) -> Frame:
+        return self._frame
 
+    def steps(self) -> tuple[Any, _Steps]:
+        return NOTHING_AROUND, _Steps(self._frame)
 
-def _coroutine_wrapper(frame: Frame, target: Any) -> Any:
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with frame:
-            return await target(*args, **kwargs)
-
-    return _wraps(target, wrapper)
-
-
-def _plain_wrapper(frame: Frame, target: Any) -> Any:
-    deferred = _DEFERRED.get
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with frame:
-            result = target(*args, **kwargs)
-        wrap = deferred(type(result))
-        return result if wrap is None else wrap(frame, lambda: result)()
-
-    return _wraps(target, wrapper)
-
-
-def _generator_wrapper(frame: Frame, target: Any) -> Any:
-    steps_inside, partial = _Steps, functools.partial
-
-    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        steps = target(*args, **kwargs)
-        inside = steps_inside(frame)
-        resume = partial(next, steps)
-        while True:
-            try:
-                with inside:
-                    item = resume()
-            except StopIteration as stop:
-                return stop.value
-            try:
-                resume = partial(steps.send, (yield item))
-            except GeneratorExit:
-                with inside:
-                    steps.close()
-                raise
-            except BaseException as error:  # noqa: BLE001  (handed to the generator, which decides)
-                resume = partial(steps.throw, error)
-
-    return _wraps(target, wrapper)
-
-
-def _async_generator_wrapper(frame: Frame, target: Any) -> Any:
-    steps_inside, partial = _Steps, functools.partial
-
-    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        steps = target(*args, **kwargs)
-        inside = steps_inside(frame)
-        resume = steps.__anext__
-        while True:
-            try:
-                with inside:
-                    item = await resume()
-            except StopAsyncIteration:
-                return
-            try:
-                resume = partial(steps.asend, (yield item))
-            except GeneratorExit:
-                with inside:
-                    await steps.aclose()
-                raise
-            except BaseException as error:  # noqa: BLE001  (handed to the generator, which decides)
-                resume = partial(steps.athrow, error)
-
-    return _wraps(target, wrapper)
-
-
-_DEFERRED: Final[Mapping[type, Callable[[Frame, Any], Any]]] = {
-    GeneratorType: _generator_wrapper,
-    AsyncGeneratorType: _async_generator_wrapper,
-    CoroutineType: _coroutine_wrapper,
-}
+    def postponed(self, entered: None) -> None:
+        """Do nothing: what is made runs inside the frame as well."""
 
 
 class _Steps:

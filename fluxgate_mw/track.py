@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from asyncio import CancelledError
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import aclosing
+from collections.abc import Callable
 from numbers import Integral
 from types import TracebackType
 from typing import Any, Final, TypeVar, cast
@@ -19,6 +16,7 @@ from fluxgate_mw.call import Call
 from fluxgate_mw.event import TokenUsage, Tracking
 from fluxgate_mw.recorder import Outcome, choose, guarded, in_hand, safe_message
 from fluxgate_mw.semconv import Status
+from fluxgate_mw.wrapping import NOTHING_AROUND, wrap
 
 __all__ = ["TrackedCall", "track"]
 
@@ -174,40 +172,25 @@ class track:  # noqa: N801  (used as a context manager and as a decorator)
     def __call__(self, target: _F) -> _F:
         """Return the function with each of its calls tracked; it keeps its signature and its kind.
 
-        A call of a generator lasts until the generator ends. What is sent to an async generator does not reach it.
+        A call of a generator lasts until the generator ends. Where a plain function returns a coroutine or a generator,
+        the call is that one's.
         """
-        if inspect.isasyncgenfunction(target):
+        return cast("_F", wrap(target, _Tracked()))
 
-            @functools.wraps(target)
-            async def steps(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-                async with track(), aclosing(target(*args, **kwargs)) as items:
-                    async for item in items:
-                        yield item
 
-            return cast("_F", steps)
-        if inspect.isgeneratorfunction(target):
+class _Tracked:
+    """Around a decorated callable: one call, from its beginning to its end."""
 
-            @functools.wraps(target)
-            def stepped(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-                with track():
-                    return (yield from target(*args, **kwargs))
+    __slots__ = ()
 
-            return cast("_F", stepped)
-        if inspect.iscoroutinefunction(target):
+    def call(self) -> track:
+        return track()
 
-            @functools.wraps(target)
-            async def awaited(*args: Any, **kwargs: Any) -> Any:
-                async with track():
-                    return await target(*args, **kwargs)
+    def steps(self) -> tuple[track, Any]:
+        return track(), NOTHING_AROUND
 
-            return cast("_F", awaited)
-
-        @functools.wraps(target)
-        def called(*args: Any, **kwargs: Any) -> Any:
-            with track():
-                return target(*args, **kwargs)
-
-        return cast("_F", called)
+    def postponed(self, entered: TrackedCall) -> None:
+        entered._call = None  # noqa: SLF001
 
 
 def _begin() -> Call | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import threading
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 
 import pytest
 
@@ -195,6 +196,133 @@ async def test_a_decorated_async_generator_is_a_call_until_it_ends(events):
     assert closed == [2, 3]
     assert [event.status for event in events] == ["SUCCESS", "CANCELLED"]
     assert inspect.isasyncgenfunction(words)
+
+
+@pytest.mark.anyio
+async def test_what_is_sent_and_thrown_reaches_a_decorated_async_generator(events):
+    """It answers what it is sent, and may go on after what is thrown into it."""
+
+    @track()
+    async def echo():
+        heard = None
+        while heard != "enough":
+            try:
+                heard = yield heard
+            except KeyError as error:
+                heard = error.args[0]
+
+    steps = echo()
+    assert await anext(steps) is None
+    assert await steps.asend("hello") == "hello"
+    assert await steps.athrow(KeyError("thrown")) == "thrown"
+    with pytest.raises(StopAsyncIteration):
+        await steps.asend("enough")
+    assert [event.status for event in events] == ["SUCCESS"]
+
+
+@pytest.mark.anyio
+async def test_decorated_context_managers_see_their_blocks_error(events):
+    """One that takes it over is a success, one that lets it pass is an error; sync and async."""
+
+    @track()
+    def taking(kind):
+        try:
+            yield 1
+        except kind:
+            return
+
+    @track()
+    async def ataking(kind):
+        try:
+            yield 1
+        except kind:
+            return
+
+    async def entered(manager):
+        async with asynccontextmanager(ataking)(manager):
+            raise ValueError
+
+    with contextmanager(taking)(ValueError):
+        raise ValueError
+    await entered(ValueError)
+    with pytest.raises(ValueError), contextmanager(taking)(KeyError):
+        raise ValueError
+    with pytest.raises(ValueError):
+        await entered(KeyError)
+    assert [event.status for event in events] == ["SUCCESS", "SUCCESS", "ERROR", "ERROR"]
+
+
+class Service:
+    """Every kind of callable that is not a plain function."""
+
+    @track()
+    @staticmethod
+    def static():
+        return "static"
+
+    @track()
+    @classmethod
+    def of_class(cls):
+        return cls
+
+    async def __call__(self):
+        return await _asked()
+
+
+async def _asked():
+    await asyncio.sleep(0.02)
+    raise LookupError
+
+
+@functools.wraps(_asked)
+def _wrapped():
+    return _asked()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "target", [_wrapped, Service(), functools.partial(_asked)], ids=["a wrapper", "an object", "a partial"]
+)
+async def test_whatever_gives_a_coroutine_is_a_call_until_that_ends(events, target):
+    """Whether it is a coroutine function itself or not: one event, with the latency and the error."""
+    with pytest.raises(LookupError):
+        await track()(target)()
+    (event,) = events
+    assert (event.status, event.error_type) == ("ERROR", "LookupError")
+    assert event.latency_ms >= 15
+
+
+@pytest.mark.anyio
+async def test_a_coroutine_that_is_only_made_is_no_call(events):
+    """Nothing is recorded, and nothing left open, until somebody awaits it, in whatever task."""
+    made = track()(_wrapped)()
+    assert in_hand.get() is None
+    assert events == []
+    with pytest.raises(LookupError):
+        await asyncio.create_task(made)
+    assert len(events) == 1
+
+
+@pytest.mark.anyio
+async def test_a_plain_function_that_returns_a_generator_is_a_call_until_that_ends(events):
+    """Sync and async."""
+
+    async def words():
+        yield "a"
+
+    steps = track()(lambda: (number for number in range(2)))()
+    assert next(steps) == 0
+    assert events == []
+    assert list(steps) == [1]
+    assert [word async for word in track()(lambda: words())()] == ["a"]  # noqa: PLW0108
+    assert [event.status for event in events] == ["SUCCESS", "SUCCESS"]
+
+
+def test_static_and_class_methods_may_be_decorated_from_outside(events):
+    """As with `feature`: in either order."""
+    assert Service.static() == Service().static() == "static"
+    assert Service.of_class() is Service().of_class() is Service
+    assert len(events) == 4
 
 
 def test_nested_calls_are_events_of_their_own(events):
