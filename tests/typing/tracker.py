@@ -29,9 +29,14 @@ def sync(client: openai.OpenAI, azure: openai.AzureOpenAI) -> None:
         model="gpt-4o-mini", messages=[{"role": "user", "content": "Hi"}], stream=True
     )
     assert_type(stream, openai.Stream[ChatCompletionChunk])
-    assert_type(create_openai_cost_tracker(azure), TrackedAzureOpenAI)
-    assert_type(create_openai_cost_tracker(azure).with_context(step="s"), TrackedAzureOpenAI)
     assert_type(view.with_options(timeout=3), TrackedOpenAI)
+    assert_type(view.copy(max_retries=1).with_context(step="s"), TrackedOpenAI)
+    azures = create_openai_cost_tracker(azure)
+    assert_type(azures, TrackedAzureOpenAI)
+    assert_type(azures.with_context(step="s"), TrackedAzureOpenAI)
+    assert_type(azures.with_options(timeout=3), TrackedAzureOpenAI)
+    answer = azures.chat.completions.create(model="deployment", messages=[{"role": "user", "content": "Hi"}])
+    assert_type(answer, ChatCompletion)
 
 
 async def asynchronous(client: openai.AsyncOpenAI, azure: openai.AsyncAzureOpenAI) -> None:
@@ -42,9 +47,20 @@ async def asynchronous(client: openai.AsyncOpenAI, azure: openai.AsyncAzureOpenA
         model="gpt-4o-mini", messages=[{"role": "user", "content": "Hi"}]
     )
     assert_type(completion, ChatCompletion)
-    assert_type(create_openai_cost_tracker(azure), TrackedAsyncAzureOpenAI)
+    assert_type(tracker.with_options(timeout=3), TrackedAsyncOpenAI)
+    azures = create_openai_cost_tracker(azure)
+    assert_type(azures, TrackedAsyncAzureOpenAI)
+    assert_type(azures.with_options(timeout=3), TrackedAsyncAzureOpenAI)
+    answer = await azures.chat.completions.create(model="deployment", messages=[{"role": "user", "content": "Hi"}])
+    assert_type(answer, ChatCompletion)
+    stream = await azures.chat.completions.create(
+        model="deployment", messages=[{"role": "user", "content": "Hi"}], stream=True
+    )
+    assert_type(stream, openai.AsyncStream[ChatCompletionChunk])
 
 
-def wrong(client: openai.OpenAI) -> None:
-    """A misspelled field is an error of the type checker."""
+def wrong(client: openai.OpenAI, azure: openai.AsyncAzureOpenAI) -> None:
+    """A misspelled field or option is an error of the type checker, as it is with the client itself."""
     create_openai_cost_tracker(client).with_context(featur="f")  # type: ignore[call-arg]
+    create_openai_cost_tracker(client).with_options(timeot=3)  # type: ignore[call-arg]
+    create_openai_cost_tracker(azure).copy(timeot=3)  # type: ignore[call-arg]
