@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import msgspec
 from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
 from openai._base_client import AsyncAPIClient, SyncAPIClient
+from openai._resource import AsyncAPIResource, SyncAPIResource
 
+from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import Ambient, get
 from fluxgate_mw.frames import set_fields
 from fluxgate_mw.openai.patch import VIEW, arequested, note_response, requested
@@ -33,6 +35,14 @@ class _View:
 
     _fluxgate_recorder: Recorder | None = None
     _fluxgate_fields: Mapping[str, Any] = {}
+    _fluxgate_client: Any = None
+    _fluxgate_shared: Collection[str] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set it on the client too, where that is the client's own state."""
+        super().__setattr__(name, value)
+        if name in self._fluxgate_shared:
+            setattr(self._fluxgate_client, name, value)
 
     def with_context(
         self,
@@ -65,6 +75,13 @@ class _View:
             merged["metadata"] = {**self._fluxgate_fields.get("metadata", {}), **fields["metadata"]}
         return cast("Self", _view_of(self, self._fluxgate_recorder, merged))
 
+    def _fluxgate_begin(self) -> Origin:
+        """Return the origin of a call, with the client's state (its key, its headers) as it is now."""
+        if self._fluxgate_client is not None:
+            state = vars(self._fluxgate_client)
+            vars(self).update({name: state[name] for name in self._fluxgate_shared if name in state})
+        return self._fluxgate_origin()
+
     def _fluxgate_origin(self, *, last: bool = False) -> Origin:
         ambient: Ambient = get()
         fields = self._fluxgate_fields
@@ -78,20 +95,22 @@ class _View:
         note_response(in_hand.get(), kwargs)
         return super()._process_response(*args, **kwargs)  # type: ignore[misc]
 
-    def copy(self, *args: Any, **kwargs: Any) -> Self:
-        """Return the client's own copy with other options, tracked as this view is."""
-        copied: Self = super().copy(*args, **kwargs)  # type: ignore[misc]
-        copied._fluxgate_recorder = self._fluxgate_recorder
-        copied._fluxgate_fields = self._fluxgate_fields
-        return copied
+    if not TYPE_CHECKING:  # for a type checker it is the client's, with its options
 
-    with_options = copy
+        def copy(self, *args: Any, **kwargs: Any) -> Self:
+            """Return the client's own copy with other options, tracked as this view is."""
+            copied = super().copy(*args, **kwargs)
+            copied._fluxgate_recorder = self._fluxgate_recorder  # noqa: SLF001
+            copied._fluxgate_fields = self._fluxgate_fields  # noqa: SLF001
+            return copied
+
+        with_options = copy
 
 
 class _SyncView(_View):
     def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
         """Send one request as a call of this view."""
-        return requested(_SyncView._send, self, cast_to, options, (args, kwargs), self._fluxgate_origin())
+        return requested(_SyncView._send, self, cast_to, options, (args, kwargs), self._fluxgate_begin())
 
     def _send(self, *args: Any, **kwargs: Any) -> Any:
         return super().request(*args, **kwargs)  # type: ignore[misc]
@@ -100,7 +119,7 @@ class _SyncView(_View):
 class _AsyncView(_View):
     async def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
         """Send one request as a call of this view."""
-        return await arequested(_AsyncView._send, self, cast_to, options, (args, kwargs), self._fluxgate_origin())
+        return await arequested(_AsyncView._send, self, cast_to, options, (args, kwargs), self._fluxgate_begin())
 
     async def _send(self, *args: Any, **kwargs: Any) -> Any:
         return await super().request(*args, **kwargs)  # type: ignore[misc]
@@ -176,7 +195,9 @@ def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> An
         client: An `OpenAI`, `AsyncOpenAI`, `AzureOpenAI` or `AsyncAzureOpenAI`, or of a subclass; never changed.
         fg: Where its events go; None = the request's, else the process's default at the time of each call.
 
-    Guarantees: works with the global patch off, and counts once with it on.
+    Guarantees: works with the global patch off, and counts once with it on. What is set on the client later (a key, a
+    header) holds for its views, and the other way round. A wrapper that others have put on the instance of a client's
+    resource (`client.chat.completions.create = traced`) sees no call of a view, which is noted.
 
     Concurrency: as the client's own; views share its connection pool, so closing one closes it for all.
 
@@ -193,10 +214,15 @@ def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> An
 def _view_of(client: Any, recorder: Recorder | None, fields: Mapping[str, Any]) -> Any:
     view_class = _view_class(type(client))
     view: Any = object.__new__(view_class)
+    root = getattr(client, "_fluxgate_client", None) or client
     vars(view).update(vars(client))
     _rebind_resources(view, client)
-    view._fluxgate_recorder = recorder  # noqa: SLF001
-    view._fluxgate_fields = fields  # noqa: SLF001
+    vars(view).update(
+        _fluxgate_recorder=recorder,
+        _fluxgate_fields=fields,
+        _fluxgate_client=root,
+        _fluxgate_shared=frozenset(vars(root)).difference(_resources(root), vars(_View)),
+    )
     return view
 
 
@@ -210,15 +236,40 @@ def _view_class(base: type) -> type:
     return view
 
 
+def _resources(client: Any) -> list[str]:
+    """Return the names of the resources that a client has made."""
+    return [
+        name
+        for name, value in vars(client).items()
+        if getattr(value, "_client", None) is client
+        or type(value).__name__.endswith(("WithRawResponse", "WithStreamedResponse", "WithStreamingResponse"))
+    ]
+
+
 def _rebind_resources(view: Any, client: Any) -> None:
-    """Let no resource that the client has made keep sending through the client instead of the view."""
-    for name, value in list(vars(view).items()):
-        resource = getattr(value, "_client", None) is client or type(value).__name__.endswith(
-            ("WithRawResponse", "WithStreamedResponse", "WithStreamingResponse")
-        )
-        if not resource:
-            continue
+    """Let no resource that the client has made keep sending through the client instead of the view.
+
+    What others have put on a client's resources is not on the view's.
+    """
+    for name in _resources(client):
+        value = vars(client)[name]
+        if _is_wrapped(value):
+            diagnostics.note(
+                "tracker_without_wrappers", "a wrapper on the instance of a client's resource sees no call of a tracker"
+            )
         if hasattr(type(view), name):
             del view.__dict__[name]
         else:
-            setattr(view, name, type(value)(view))
+            view.__dict__[name] = type(value)(view)
+
+
+def _is_wrapped(resource: Any) -> bool:
+    """Say whether somebody has put a method of his own on a resource, or on one below it."""
+    for name, value in vars(resource).items():
+        if name.startswith("_"):
+            continue
+        if callable(value) and callable(getattr(type(resource), name, None)):
+            return True
+        if isinstance(value, SyncAPIResource | AsyncAPIResource) and _is_wrapped(value):
+            return True
+    return False
