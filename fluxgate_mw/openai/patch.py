@@ -26,7 +26,7 @@ from fluxgate_mw.openai import derived, unfinished
 from fluxgate_mw.openai.calls import OpenAICall, Passing
 from fluxgate_mw.openai.request import Origin, begin
 from fluxgate_mw.openai.tracking import FLUXGATE, call_of, register
-from fluxgate_mw.openai.uncovered import Arrivals, clients, replacements, yields
+from fluxgate_mw.openai.uncovered import absent_client, clients, replacements, yields
 from fluxgate_mw.recorder import Recorder, guarded, in_hand
 from fluxgate_mw.types import HasRecorder
 
@@ -127,7 +127,7 @@ class _Patch:
         self._covered: list[tuple[type, str, Any, Any]] = []
         self._helpers: set[type] = set()
         self._clients: set[type] = set()
-        self._arrivals: Any = Arrivals(self._arrived)
+        self._absent: str | None = None
         self._origin: Origin | None = None
 
     def ask(self, recorder: Recorder | None) -> Callable[[], None]:
@@ -176,21 +176,18 @@ class _Patch:
             self._replace(owner, name, replacement)
         self._cover_helpers()
         self._cover_clients()
-        sys.meta_path.insert(0, self._arrivals)
 
     def _cover_clients(self) -> None:
         for owner, name, replacement in clients(self._clients):
             self._clients.add(owner)
             self._replace(owner, name, replacement)
+        self._absent = absent_client(self._clients)
 
-    def _arrived(self) -> None:
-        """Cover the HTTP clients that have been imported, unless the lock is taken: then at the next import."""
-        if any(clients(self._clients)) and self._lock.acquire(blocking=False):
-            try:
-                if self._asked:
-                    self._cover_clients()
-            finally:
-                self._lock.release()
+    def _cover_late_client(self) -> None:
+        """Cover the HTTP client that the application has imported since."""
+        with self._lock:
+            if self._asked:
+                self._cover_clients()
 
     def _cover_helpers(self) -> None:
         """Follow what stream helpers make of a stream; the client imports them when they are first used."""
@@ -234,7 +231,6 @@ class _Patch:
         self._replaced.clear()
         self._helpers.clear()
         self._clients.clear()
-        sys.meta_path = [finder for finder in sys.meta_path if finder is not self._arrivals]  # none is passed over
         unfinished.end_all(tracked=False)
 
     def settle(self, client: Any, name: str, ours: Any, original: Any) -> None:
@@ -256,6 +252,8 @@ class _Patch:
             if origin is None:
                 self.settle(client, "request", request, original)
                 return original(client, cast_to, options, *args, **kwargs)
+            if self._absent in sys.modules:
+                guarded("uncovered", self._cover_late_client)
             if kwargs.get("stream"):
                 self._streamed()
             if not is_last:
@@ -273,6 +271,8 @@ class _Patch:
             if origin is None:
                 self.settle(client, "request", request, original)
                 return await original(client, cast_to, options, *args, **kwargs)
+            if self._absent in sys.modules:
+                guarded("uncovered", self._cover_late_client)
             if kwargs.get("stream"):
                 self._streamed()
             if not is_last:

@@ -18,7 +18,7 @@ from fluxgate_mw.openai.hosts import OPERATIONS
 from fluxgate_mw.pricing import provider_of_host
 from fluxgate_mw.recorder import guarded, in_hand
 
-__all__ = ["Arrivals", "clients", "replacements", "yields"]
+__all__ = ["absent_client", "clients", "replacements", "yields"]
 
 Replace = Callable[[type, str, Any], None]
 
@@ -47,22 +47,13 @@ def clients(known: Collection[type]) -> Iterator[tuple[type, str, Any]]:
             yield client, "send", _send(client.__dict__["send"])
 
 
-class Arrivals:
-    """Stands among the finders of `sys.meta_path`, finds nothing, and tells of every module that is being imported.
+def absent_client(known: Collection[type]) -> str | None:
+    """Return the module of an HTTP client that is not among those that are known; None where all are.
 
-    An HTTP client that is imported after the patch can be heard of in no other way: openai 3 has httpx2, most other
-    SDKs httpx, whose own import asks for its last part when its clients are there.
-
-    Args:
-        arrived: Called before any module is looked for; must not import, nor wait for a lock.
+    openai 3 has httpx2, what went before and most other SDKs httpx, which may be imported at any time.
     """
-
-    def __init__(self, arrived: Callable[[], None]) -> None:
-        self._arrived = arrived
-
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:  # noqa: ARG002
-        """Leave the module to whoever comes next."""
-        guarded("uncovered", self._arrived)
+    covered = {client.__module__.partition(".")[0] for client in known}
+    return next((module for module, _ in _CLIENTS if module not in covered), None)
 
 
 def yields(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
