@@ -38,6 +38,8 @@ _PENDING: Final = frozenset({"queued", "in_progress"})
 _BINARY: Final = ("audio/", "image/", "video/", "application/octet-stream")
 _COST_HEADER: Final = "x-litellm-response-cost"
 """Source: https://docs.litellm.ai/docs/proxy/response_headers (read 2026-11); USD."""
+_FEES: Final = frozenset({"tools", "web_search_options"})
+"""Arguments that may ask for what is billed beside the tokens."""
 _CONTAINERS: Final = ("container", "environment")
 """Where a tool of the responses API asks for a container of its own: `code_interpreter`, `shell`."""
 _SEARCHES: Final = ("-search-preview", "-search-api")
@@ -101,8 +103,15 @@ class OpenAICall(Call, eq=False):
             content = result.model_dump_json(warnings=False).encode()
         if self.stream or content is None:
             self._follow(response)
+        elif self.body.get("background") is True or b'"error"' in content[:_SAID_FIRST]:
+            answer = _read(content)
+            self._content = content
+            self._finish(answer, self._told(answer))
         else:
-            self._end_with(content)
+            self._content = content
+            self.size_bytes += len(content)
+            self._let_go()
+            self.end()
         register(result, self)
         return True
 
@@ -230,16 +239,6 @@ class OpenAICall(Call, eq=False):
         content: bytes | None = getattr(response, "_content", None)
         return content
 
-    def _end_with(self, content: bytes) -> None:
-        self._content = content
-        self.size_bytes += len(content)
-        if self.body.get("background") is True or b'"error"' in content[:_SAID_FIRST]:
-            answer = _read(content)
-            self._finish(answer, self._told(answer))
-        else:
-            self._let_go()
-            self.end()
-
     def _follow(self, response: Any) -> None:
         content_type = response.headers.get("content-type", "") if hasattr(response, "iter_bytes") else "audio/"
         if not self.stream and content_type.startswith(_BINARY):
@@ -330,7 +329,8 @@ class OpenAICall(Call, eq=False):
         """Take of what was sent what is still needed; the rest is the caller's, who may change it now."""
         body, self.body, self.options, self.inner = self.body, _NO_BODY, None, None
         self._asked_tier = body.get("service_tier")
-        self._fee = _fee_of(body)
+        if not _FEES.isdisjoint(body):
+            self._fee = _fee_of(body)
 
 
 def _fee_of(body: Mapping[str, Any]) -> str | None:

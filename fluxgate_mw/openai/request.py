@@ -180,7 +180,9 @@ def _api_version(client: Any, base_url: Any) -> str | None:
 
 
 def _body_of(options: Any) -> Mapping[str, Any]:
-    body = options.json_data if isinstance(options.json_data, Mapping) else _NO_BODY
+    body = options.json_data
+    if type(body) is not dict and not isinstance(body, Mapping):
+        body = _NO_BODY
     extra = getattr(options, "extra_json", None)
     return {**body, **extra} if extra and isinstance(extra, Mapping) else body
 
