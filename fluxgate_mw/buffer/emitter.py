@@ -70,7 +70,9 @@ class Emitter:
 
     Guarantees: `emit` never raises, and blocks only where `durable`. An event is accepted when the stream replied or
     the spool's write returned. A kill -9 loses at most what was queued since the last drain: `interval_s`, and up to
-    half a second more while a stream that just froze is given up. An event whose reply from the stream was lost goes
+    half a second more while a stream that just froze is given up; also for as long as CPython gives the delivery's
+    thread no turn, which a thread that computes on and lets go of the lock for microseconds every few milliseconds can
+    put off (measured: up to 0.9 s). An event whose reply from the stream was lost goes
     to the spool too and is counted once. After a fork the parent delivers what was queued; the child starts empty.
 
     Concurrency: any thread, any event loop, `__del__`, signal handlers.

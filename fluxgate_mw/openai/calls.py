@@ -25,7 +25,7 @@ from fluxgate_mw.openai.usage import usd_to_nanos
 from fluxgate_mw.openai.watch import Watch
 from fluxgate_mw.recorder import Outcome, guarded
 
-__all__ = ["OpenAICall", "Passing", "Retrieval"]
+__all__ = ["PENDING", "OpenAICall", "read_answer"]
 
 _PROMPTS: Final = ("messages", "input", "instructions", "prompt", "tools")
 _COUNTS_BOTH: Final = frozenset({"chat", "text_completion", "compaction", "decision", "image_generation"})
@@ -34,7 +34,8 @@ _COUNTED_LATER: Final = {
     "fine_tuning": "a fine-tuning job's usage comes when it is done",
 }
 """What is only begun: the usage of its creation, all zeros, is that of nothing yet."""
-_PENDING: Final = frozenset({"queued", "in_progress"})
+PENDING: Final = frozenset({"queued", "in_progress"})
+"""`status` of a response that goes on in the background."""
 _BINARY: Final = ("audio/", "image/", "video/", "application/octet-stream")
 _COST_HEADER: Final = "x-litellm-response-cost"
 """Source: https://docs.litellm.ai/docs/proxy/response_headers (read 2026-11); USD."""
@@ -104,7 +105,7 @@ class OpenAICall(Call, eq=False):
         if self.stream or content is None:
             self._follow(response)
         elif self.body.get("background") is True or b'"error"' in content[:_SAID_FIRST]:
-            answer = _read(content)
+            answer = read_answer(content)
             self._content = content
             self._finish(answer, self._told(answer))
         else:
@@ -130,7 +131,7 @@ class OpenAICall(Call, eq=False):
             self._http_status = ending.http_status
             self._finish(Answer(), ending)
             return True
-        answer = _read(content)
+        answer = read_answer(content)
         status = answer.outcome_status()
         if ending.status == "ERROR" and status != "SUCCESS":
             ending = msgspec.structs.replace(ending, status=status)
@@ -179,7 +180,7 @@ class OpenAICall(Call, eq=False):
         """
         content, answer = self._content, self._answer
         if answer is None:
-            answer = Answer() if content is None else _read(content)
+            answer = Answer() if content is None else read_answer(content)
         ending = self._ending or Ending(answer.outcome_status(), answer.error_type)
         self.provider_name()
         reported = self._reported(answer.usage)
@@ -253,7 +254,7 @@ class OpenAICall(Call, eq=False):
         """Say whether the answer goes on in the background; the call then stays open until it is retrieved."""
         if answer.response_id is None or self.body.get("background") is not True:
             return False
-        if answer.state not in _PENDING:
+        if answer.state not in PENDING:
             return False
         self.ambient = self.ambient.attributed()
         unfinished.hold(answer.response_id, self)
@@ -305,7 +306,7 @@ class OpenAICall(Call, eq=False):
         return None if content is None else whole_content(content)
 
     def _finish(self, answer: Answer, ending: Ending, *, estimate: bool = False) -> None:
-        if answer.state in _PENDING and ending.error_type is None and self._waits(answer):
+        if answer.state in PENDING and ending.error_type is None and self._waits(answer):
             return
         self._answer, self._ending = answer, ending
         if estimate and answer.usage is None:
@@ -350,60 +351,7 @@ def _is_made(place: object) -> bool:
     return isinstance(place, Mapping) and place.get("type") in ("auto", "container_auto")
 
 
-class Passing:
-    """A request of the client that is no call, or none that is recorded: what it sends is accounted for.
-
-    Args:
-        client: The client that sends it.
-        options: What it sends it with.
-    """
-
-    __slots__ = ("client", "options", "response", "retries")
-
-    def __init__(self, client: Any, options: Any) -> None:
-        self.client: Any = client
-        self.options = options
-        self.response: Any = None
-        self.retries = 0
-
-    def answered(self, result: object) -> bool:  # noqa: ARG002  (as of `OpenAICall`)
-        """See `OpenAICall`. Always True."""
-        self.response = self.client = None
-        return True
-
-    def failed(self, error: BaseException) -> None:  # noqa: ARG002  (as of `OpenAICall`)
-        """See `OpenAICall`."""
-        self.response = self.client = None
-
-
-class Retrieval(Passing):
-    """A GET that may bring the answer of a background create; until it does, the create is still open."""
-
-    __slots__ = ()
-
-    def answered(self, result: object) -> bool:
-        """Take the answer where it is there, else follow it. Always True."""
-        response = self.response
-        if hasattr(response, "_content"):
-            self.ended(_read(response.content), None, True)
-        elif response is not None:
-            sse = "event-stream" in response.headers.get("content-type", "")
-            follow(response, Watch(self.ended, _nothing, sse=sse, hide_usage=False))
-        return super().answered(result)
-
-    def ended(self, answer: Answer, error: BaseException | None, exhausted: bool) -> None:  # noqa: ARG002, FBT001
-        """Complete the call that the answer belongs to, if it is complete."""
-        if answer.ended and answer.state is not None and answer.state not in _PENDING:
-            call = unfinished.release(answer.response_id)
-            if isinstance(call, OpenAICall):
-                call.completed(answer)
-
-
-def _nothing() -> None:
-    """Do nothing at the first chunk."""
-
-
-def _read(body: bytes) -> Answer:
+def read_answer(body: bytes) -> Answer:
     """Read an answer that is there as a whole; empty lines may come before it.
 
     Source: https://api-docs.deepseek.com/quick_start/rate_limit (read 2026-11).

@@ -23,7 +23,8 @@ from openai._response import BaseAPIResponse
 from fluxgate_mw.ambient import learn_user
 from fluxgate_mw.errors import InstrumentationError
 from fluxgate_mw.openai import derived, unfinished
-from fluxgate_mw.openai.calls import OpenAICall, Passing
+from fluxgate_mw.openai.calls import OpenAICall
+from fluxgate_mw.openai.passing import Passing
 from fluxgate_mw.openai.request import Origin, begin
 from fluxgate_mw.openai.tracking import FLUXGATE, call_of, register
 from fluxgate_mw.openai.uncovered import absent_client, clients, replacements, yields

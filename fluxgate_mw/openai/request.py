@@ -15,8 +15,9 @@ from openai._base_client import SyncAPIClient
 from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import Ambient, get
 from fluxgate_mw.openai import unfinished
-from fluxgate_mw.openai.calls import OpenAICall, Passing, Retrieval
+from fluxgate_mw.openai.calls import OpenAICall
 from fluxgate_mw.openai.hosts import OPERATIONS, asks_for_usage, operation_of, uncovered_kind
+from fluxgate_mw.openai.passing import Passing, Retrieval
 from fluxgate_mw.recorder import Recorder, choose, in_hand
 
 __all__ = ["Origin", "begin"]

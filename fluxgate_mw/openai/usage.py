@@ -108,8 +108,6 @@ def _first(block: Mapping[str, Any], *names: str) -> Any:
 
 
 def _count(value: Any) -> int | None:
-    if type(value) is int:
-        return value if 0 <= value <= MOST else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST:
@@ -118,6 +116,8 @@ def _count(value: Any) -> int | None:
 
 
 def _noted(value: Any) -> int | None:
+    if type(value) is int and 0 <= value <= MOST:
+        return value
     count = _count(value)
     if count is None and value is not None:
         diagnostics.note("absurd_usage", "a provider reported a token count that cannot be; it is taken as unknown")
@@ -127,6 +127,8 @@ def _noted(value: Any) -> int | None:
 def _part(value: Any, whole: int | None) -> int | None:
     if value is None or whole is None:
         return None
+    if type(value) is int and 0 <= value <= whole:
+        return value
     count = _noted(value)
     if count is not None and count > whole:
         diagnostics.note("absurd_usage", "a provider reported more tokens in a part than in the whole; left out")

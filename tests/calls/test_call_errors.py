@@ -213,7 +213,7 @@ def test_a_bug_of_ours_never_reaches_the_caller(events, monkeypatch, caplog):
     def broken(*args, **kwargs):
         raise RuntimeError("Say this is a test")
 
-    monkeypatch.setattr(calls, "_read", broken)
+    monkeypatch.setattr(calls, "read_answer", broken)
     assert sync_client(lambda r: answer(CHAT)).chat.completions.create(**CREATE).id == "chatcmpl-1"
     monkeypatch.setattr(request, "_body_of", broken)
     assert sync_client(lambda r: answer(CHAT)).chat.completions.create(**CREATE).id == "chatcmpl-1"

@@ -93,7 +93,7 @@ def broken(*args, **kwargs):
         (request, "asks_for_usage"),
         (calls, "register"),
         (calls, "follow"),
-        (calls, "_read"),
+        (calls, "read_answer"),
         (calls.OpenAICall, "outcome"),
         (calls.OpenAICall, "answered"),
         (calls.OpenAICall, "ended"),
