@@ -72,8 +72,8 @@ class Emitter:
     the spool's write returned. A kill -9 loses at most what was queued since the last drain: `interval_s`, and up to
     half a second more while a stream that just froze is given up; also for as long as CPython gives the delivery's
     thread no turn, which a thread that computes on and lets go of the lock for microseconds every few milliseconds can
-    put off (measured: up to 0.9 s). An event whose reply from the stream was lost goes
-    to the spool too and is counted once. After a fork the parent delivers what was queued; the child starts empty.
+    put off (0.9 s measured, of a thread that only sleeps). An event whose reply from the stream was lost goes to the
+    spool too and is counted once. After a fork the parent delivers what was queued; the child starts empty.
 
     Concurrency: any thread, any event loop, `__del__`, signal handlers.
     """
