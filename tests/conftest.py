@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from fluxgate_mw import FluxGate, ambient, diagnostics, uninstrument_openai
 from fluxgate_mw.recorder import set_default
 from tests import newest_redis
 from tests.servers import SERVER_BINARIES, RedisServer, valkey_binary
+
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 NOT_RUN = pytest.StashKey[set[str]]()
 """What was left out for want of something on this machine, as the summary says it."""

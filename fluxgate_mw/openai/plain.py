@@ -7,6 +7,7 @@ read with the care that it needs.
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -34,6 +35,9 @@ _CHANGING: Final = re.compile(rb'(?<="obfuscation":")[0-9A-Za-z]+(?=")|(?<="sequ
 not tell the text's.
 Source: `include_obfuscation` in `openai.types.chat.ChatCompletionStreamOptionsParam` and `sequence_number` in
 `openai.types.responses.ResponseTextDeltaEvent` (openai 3.57)."""
+_ALNUM: Final = (string.digits + string.ascii_letters).encode()
+_SPELLED_AS_THEY_ARE: Final = bytes(set(range(ord(" "), 0x7F)) - set(b'"\\'))
+"""The ASCII characters that stand in a JSON string as themselves."""
 _BACKSLASH: Final = ord("\\")
 _decode_text: Final = msgspec.json.Decoder(str).decode
 _NO_TEXT: Final = (msgspec.MsgspecError, UnicodeDecodeError)
@@ -128,25 +132,20 @@ def alike(event: bytes, known: PlainEvent, counts: Counts, *, hide_usage: bool) 
 def _of_chat(before: bytes, after: bytes, counts: Counts, *, hide_usage: bool) -> Glance:
     """Know a text between these two, its quotes included; the second may end with padding."""
     middle, padded, _ = after.partition(_PADDED)
-    if padded:
-        between, ending, cut = middle + padded, _PADDING_ENDS, -len(_PADDING_ENDS)
-    else:
-        between, ending, cut = after, b"", None
+    between, changing, ending = (middle + padded, _ALNUM, _PADDING_ENDS) if padded else (after, b"", b"")
     first, width = len(before), len(between)
     shown_before, shown_between = without_null_usage(before), without_null_usage(between)
 
     def glance(chunk: bytes) -> bytes | None:
-        at = chunk.rfind(b'"', 0, cut) + 1 if padded else len(chunk)
-        end = at - width
-        spelled, padding = chunk[first:end], chunk[at:cut]
-        if chunk != b"".join((before, spelled, between, padding, ending)) or (padded and not padding.isalnum()):
+        end = chunk.find(between, first)
+        spelled, rest = chunk[first:end], chunk[end + width :]
+        if end < 0 or not chunk.startswith(before) or rest.lstrip(changing) != ending:
             return None
-        try:
-            text = _decode_text(chunk[first - 1 : end + 1])
-        except _NO_TEXT:
+        size = _text_bytes(b'"%b"' % spelled) if spelled.strip(_SPELLED_AS_THEY_ARE) else end - first
+        if size is None:
             return None
-        counts.delivered_bytes += len(text) if text.isascii() else len(text.encode())
-        return b"".join((shown_before, spelled, shown_between, padding, ending)) if hide_usage else chunk
+        counts.delivered_bytes += size
+        return b"".join((shown_before, spelled, shown_between, rest)) if hide_usage else chunk
 
     return glance
 

@@ -174,7 +174,7 @@ class Scene:
 @example(steps=["peer", "us", "peer", "call", "acall"], us_first=False)
 @example(steps=["peer", "us", "peer", "open", "open"], us_first=False)
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=14), us_first=st.booleans())
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=30, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_any_interleaving_is_seen_once_by_each_and_restores_the_objects_found(name, address, steps, us_first):
     """Whatever the order, those that are on see each call once, streams go on, and all is as it was found."""
     scene = Scene(address, made(name, address))

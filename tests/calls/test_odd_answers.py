@@ -249,7 +249,7 @@ def test_a_huge_event():
 
 
 @given(st.binary(max_size=200), st.sampled_from([JSON, SSE, TEXT]), st.booleans(), st.integers(1, 50))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_bytes_at_all(body, headers, stream, size):
     """Whatever the bytes are, the caller's world is the same, and there is one event of it."""
     ask = SHOWN.plain if stream else CHAT.plain
@@ -268,7 +268,7 @@ def test_any_bytes_at_all(body, headers, stream, size):
     ),
     st.booleans(),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_any_document_at_all(document, stream):
     """Any JSON in the place of any field harms nobody."""
     content = json.dumps(document).encode()

@@ -132,7 +132,7 @@ def test_the_responses_stream_helper():
 
 
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=30), newline=st.sampled_from(["\n", "\r\n"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_split_of_a_response(cuts, newline):
     """However its bytes are cut, a responses stream gives the same events and the same usage."""
     events_sent = (CREATED, DELTA, {**DELTA, "delta": '\u00e4"\\'}, ended("completed", usage=RESPONSE_USAGE))

@@ -16,7 +16,7 @@ from tests.calls.streaming import AS_ASKED, STREAM, TEXTS, USAGE, WITHOUT, count
 
 
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=40), newline=st.sampled_from(["\n", "\r\n"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_split_into_parts(cuts, newline):
     """However the bytes are cut, the chunks are those of a stream that nobody asked for usage (langfuse#2833)."""
     body = AS_ASKED.replace(b"\n", newline.encode())
@@ -40,7 +40,7 @@ def test_every_byte_a_part():
 
 
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=20), newline=st.sampled_from(["\n", "\r\n", "\r"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_the_caller_asked_for_is_his(cuts, newline):
     """A caller who asks for usage himself gets every chunk of it, and we read it along (litellm#6633)."""
     body = AS_ASKED.replace(b"\n", newline.encode())
@@ -277,7 +277,7 @@ def test_what_a_chunk_holds_does_not_fool_us():
 
 
 @given(st.lists(st.text(max_size=12), max_size=12), st.booleans(), st.sampled_from([1, 2]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_part_for_each_event(texts, shown, choices):
     """As services send them, an event a part, whatever the texts are: the same chunks, the same counts."""
     indexes = [number % choices for number in range(len(texts))]
@@ -301,7 +301,7 @@ def test_a_part_for_each_event(texts, shown, choices):
 
 
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=12), st.integers(1, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_was_delivered_is_estimated(texts, read):
     """However much is read before the reader leaves, as much is estimated: the bytes of the texts that had come."""
     parts = [sse({**chunk(text), "usage": None}, done=False) for text in texts]
@@ -325,7 +325,7 @@ def _legacy(text, reason=None, **fields):
 
 @pytest.mark.parametrize("way", ["plain", "raw", "asynchronous"])
 @given(cuts=st.lists(st.integers(0, 2000), max_size=6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_legacy_completions_stream(way, cuts):
     """Asked for usage, it gives the caller the chunks that it gives unasked, and us the counts."""
     texts = ("This", ' is "usage":null', ",")

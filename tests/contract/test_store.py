@@ -273,7 +273,7 @@ async def test_text_that_no_encoding_holds_is_stored(store):
     assert (await store.costs("feature", EventFilter())).total.unpriced == 2
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(batches=st.lists(st.lists(events, max_size=6), max_size=4), where=filters, repeats=st.integers(0, 2))
 def test_reports_agree_with_the_events(batches, where, repeats):
     """For every filter and dimension the sums are those of the events, however often a batch was repeated.
@@ -300,7 +300,7 @@ def test_reports_agree_with_the_events(batches, where, repeats):
             anyio.run(check, kind, Path(folder))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batch=st.lists(events, max_size=25), limit=st.integers(1, 7))
 def test_paging_shows_every_event_once_both_ways(batch, limit):
     """Following `older` from the top and `newer` from the bottom gives the same list, each event once."""

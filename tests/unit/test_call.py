@@ -172,7 +172,7 @@ ANYTHING = st.one_of(
         ANYTHING_KEY := st.one_of(st.text(max_size=5), st.integers(), st.booleans(), st.none()), ANYTHING, max_size=4
     ),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_whatever_is_given_the_event_can_be_read_again(ids, metadata):
     """No id, name or metadata of a wrong type makes an event that is written and never read again."""
     fg = FluxGate(instrument=False)
@@ -187,7 +187,7 @@ def test_whatever_is_given_the_event_can_be_read_again(ids, metadata):
 
 
 @given(st.builds(User, ANYTHING, email=ANYTHING, name=ANYTHING, image=ANYTHING, monthly_revenue=ANYTHING))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_user_of_wrong_types_can_be_read_again(user):
     """A `User` made of an ORM's values is read as far as it makes sense."""
     fg = FluxGate(instrument=False)

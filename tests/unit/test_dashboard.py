@@ -304,7 +304,7 @@ def test_pages_are_only_read(client):
     assert client.head("/costs").status_code == 200
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     path=st.sampled_from(["/requests", "/requests.json", "/costs", "/costs.json", "/"]),
     key=st.sampled_from(

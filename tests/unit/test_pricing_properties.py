@@ -273,7 +273,7 @@ def test_other_names_of_a_provider_are_the_librarys(name):
         assert price(name, model, SIMPLE, at=NOW).cost_nanos == theirs(name, model, SIMPLE, NOW, None)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_any_model_any_counts_any_time(data):
     """Whatever is drawn: our cost is the library's, exact to the nano-dollar."""

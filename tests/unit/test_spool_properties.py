@@ -41,7 +41,6 @@ def test_no_bytes_make_unpack_raise_anything_else(data):
     assert count(data) >= 0
 
 
-@settings(deadline=None)
 @given(payloads=PAYLOADS, data=st.data())
 def test_damage_costs_only_what_it_touches(payloads, data):
     """Flip, cut or insert bytes anywhere: nothing raises, and every frame before the damage is read as it was."""
@@ -160,5 +159,5 @@ class SpoolMachine(RuleBasedStateMachine):
         self.temporary.cleanup()
 
 
-SpoolMachine.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
+SpoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 test_no_step_of_writers_and_readers_loses_anything = SpoolMachine.TestCase
