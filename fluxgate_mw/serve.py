@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,13 @@ async def serve(settings: Settings, *, host: str, port: int, flusher: bool, say:
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
         store = await stack.enter_async_context(_opened(settings))
+        interrupted = stack.enter_context(_signals())
         worker = await stack.enter_async_context(_flushing(settings, store, say)) if flusher else None
         token, health = settings.dashboard_token, _health(settings, store, worker)
         page = make(store, public=token is None, token=token, trust=health.trust)
         address = await stack.enter_async_context(serving(Probes(page, health, token=token), listener))
         say(f"Dashboard  {address}")
-        await _interrupted()
+        await interrupted()
 
 
 async def flush(
@@ -95,12 +96,13 @@ async def flush(
             listener = _listener(host, port, "fluxgate flush --port")
             stack.callback(listener.close)
         store = await stack.enter_async_context(_opened(settings))
+        interrupted = stack.enter_context(_signals())
         worker = await stack.enter_async_context(_flushing(settings, store, say))
         if listener is not None:
             serving = load("fluxgate_mw.serving:serving", extra="dashboard", needed_for="fluxgate flush --port")
             probes = Probes(None, _health(settings, store, worker), token=settings.dashboard_token)
             say(f"Health     {await stack.enter_async_context(serving(probes, listener))}/readyz")
-        await _interrupted()
+        await interrupted()
 
 
 async def _flush_once(settings: Settings, say: Say) -> None:
@@ -184,14 +186,23 @@ def _make_folder(folder: Path) -> None:
         raise BackendUnavailable("spool", f"{folder}: {error.strerror}") from error
 
 
-async def _interrupted() -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            return
+@contextmanager
+def _signals() -> Iterator[Callable[[], Awaitable[None]]]:
+    """Hold SIGINT and SIGTERM back until the awaitable is asked for, which returns at the first; a second one kills."""
+    with ExitStack() as receiving:
+        signals = receiving.enter_context(anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
+
+        async def first() -> None:
+            async for _ in signals:
+                receiving.close()
+                return
+
+        yield first
 
 
 async def _stop_when_interrupted(worker: Flusher) -> None:
-    await _interrupted()
+    with _signals() as interrupted:
+        await interrupted()
     worker.stop(_STOP_S)
 
 

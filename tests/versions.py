@@ -1,7 +1,7 @@
 """Run tests on other releases than this environment's: `python -m tests.versions [NAME ...]`, by parts of names.
 
 A row of `ENVIRONMENTS` says what it is made of, what runs there, and what is lacking there with the reason. Each is
-kept as `.venv-NAME`, and made again only when what it needs has changed. Two run at once.
+kept as `.venv-NAME`, and made again only when what it needs has changed. Three run at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xml.etree import ElementTree as ET
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 TIMEOUT_S: Final = 900
-AT_ONCE: Final = 2
+AT_ONCE: Final = 3
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,29 @@ def test_serve_shows_and_stores_until_it_is_stopped(start, stop):
     assert rest.splitlines()[-1].startswith("Stored 3 events")
 
 
+TERMINATED_AT_ITS_START = """
+import os, signal, sys
+from fluxgate_mw import cli, serving
+
+serve = serving.serving
+
+def terminated(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return serve(*arguments)
+
+serving.serving = terminated
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["serve", "flush"])
+def test_a_signal_while_the_pages_start_is_obeyed_once_they_have(command):
+    """The flusher is at work by then: what it has in hand is brought to its end."""
+    program = [sys.executable, "-c", TERMINATED_AT_ITS_START, command, "--port", "0"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["Stored 0 events, 0 seen before, 0 set aside"])
+
+
 def test_a_port_in_use_is_one_clear_line(start):
     """It names the address and what to do."""
     process = start("serve", "--port", 0)
