@@ -63,10 +63,18 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
         origin: Who asks.
     """
     outer = in_hand.get()
-    if outer is not None and isinstance(outer, OpenAICall | Passing):
-        if outer.client is client:
-            return _sent(outer, options) if origin.last else None
-        origin = _handed_on(outer, options, origin)
+    if outer is None or not isinstance(outer, OpenAICall | Passing):
+        return _begun(client, options, stream, origin)
+    if outer.client is client:
+        return _sent(outer, options) if origin.last else None
+    call = _begun(client, options, stream, _handed_on(outer, options, origin))
+    if isinstance(call, OpenAICall) and isinstance(outer, OpenAICall) and outer.api_path == call.api_path:
+        outer.inner = call
+    return call
+
+
+def _begun(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall | Passing | None:  # noqa: FBT001
+    """Return what follows a request that is not sent for a call of this same client."""
     url = path = options.url
     operation = OPERATIONS.get(url)
     if operation is None or options.method != "post":
@@ -100,8 +108,6 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
         call.capture()
     if operation == "batch":
         diagnostics.note("not_covered_batch_results", "a batch was created; what its requests use is not recorded")
-    if outer is not None and isinstance(outer, OpenAICall) and outer.api_path == path:
-        outer.inner = call
     if stream:
         _ask_for_usage(call, options, body)
     return call
