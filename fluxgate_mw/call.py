@@ -139,16 +139,13 @@ class Call(msgspec.Struct, eq=False, weakref=True):
             created_at=event.occurred_at,
             error_message=event.error_message,
         )
-        request = ambient.request
-        if request is None or request.known is None:
-            if self.known is None:
-                self.known, self._event, self._outcome = tracking, event, outcome
-            return
-        found, nanos = request.known, event.cost_nanos or 0
+        found = None if ambient.request is None else ambient.request.known
         if self.known is None:
             self.known, self._event, self._outcome = tracking, event, outcome
-            found.priced_nanos += nanos
-        found.unsettled.pop(id(self), None)
+            if found is not None:
+                found.priced_nanos += event.cost_nanos or 0
+        if found is not None:
+            found.unsettled.pop(id(self), None)
 
     def _made_from(self, outcome: Outcome, ambient: Ambient) -> UsageEvent:
         occurred_at = datetime.fromtimestamp(self.occurred_at_s, UTC)
