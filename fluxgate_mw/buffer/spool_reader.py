@@ -150,11 +150,10 @@ class SpoolReader:
             self._quarantine(reading, reading.offset, start)
         if found is None:
             return None
-        count = reading.attempt
         if reading.careful:
-            self._rename(reading, max(_CAREFUL_FROM, count if start == _parse(reading.path.name)[2] else 0), start)
-            count = reading.attempt
-        entry = Entry(f"{reading.base}:{start}", payload, count)
+            comes_again = start == _parse(reading.path.name)[2]
+            self._rename(reading, reading.attempt if comes_again else _CAREFUL_FROM, start)
+        entry = Entry(f"{reading.base}:{start}", payload, reading.attempt)
         reading.given[entry.entry_id] = (entry, time.monotonic())
         reading.offset = end
         return entry
