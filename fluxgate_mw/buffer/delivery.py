@@ -17,13 +17,12 @@ from typing import Final
 import msgspec
 
 from fluxgate_mw import diagnostics
-from fluxgate_mw.buffer.breaker import CircuitBreaker
 from fluxgate_mw.buffer.event_queue import EventQueue
 from fluxgate_mw.buffer.lifecycle import forks_unseen, register, start_thread
-from fluxgate_mw.buffer.pack import count
 from fluxgate_mw.buffer.spool import Spool
+from fluxgate_mw.buffer.stream_sender import StreamSender
 from fluxgate_mw.buffer.wakeup import Wakeup, run
-from fluxgate_mw.errors import BackendError, BackendUnavailable, BufferFull, ClosedError
+from fluxgate_mw.errors import BackendUnavailable, BufferFull
 from fluxgate_mw.recorder import guarded
 from fluxgate_mw.types import Buffer, Pending
 
@@ -34,10 +33,8 @@ _ERROR: Final = logging.ERROR
 _KEEP_POLLING_S: Final = 0.1
 _LONGEST_SLEEP_S: Final = 5.0
 _HELD_BACK_S: Final = 0.25
-_RETURN_ENTRIES: Final = 16
 _REPORT_EVERY_S: Final = 60.0
 _SPOOLING_TAKES_S: Final = 1.0
-_CLOSE_S: Final = 0.5
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -85,19 +82,17 @@ class Delivery:
         self.leaving = forks_unseen()
         self.hosted = False
         self._pid = os.getpid()
-        self.sent = self.spooled = self.returned = 0
+        self.sent = self.spooled = 0
         self.dropped: Counter[str] = Counter()
-        self.breaker = CircuitBreaker()
         self.spool = self._make_spool()
+        self.sender = StreamSender(self._make_stream, self.spool)
         self._flushes: deque[Flush] = deque()
         self._running = _thread.allocate_lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = Wakeup()
-        self._stream: Buffer | None = None
-        self._probe: asyncio.Task[None] | None = None
         self._stop_at: float | None = None
         self._stream_until = 0.0
-        self._busy_at = self._return_at = 0.0
+        self._busy_at = 0.0
         self._seen = 0
         self._held_back = False
         self._reported, self._reported_at = 0, float("-inf")
@@ -173,7 +168,7 @@ class Delivery:
         The parent's loop and client are kept and never touched: their destructors would act on file descriptors that
         both processes share.
         """
-        self._inherited.append((self._loop, self._stream, self._probe, self._woken, self.spool))
+        self._inherited.append((self._loop, self.sender, self._woken, self.spool))
         self.spool.abandon()
         self._begin()
 
@@ -211,7 +206,7 @@ class Delivery:
     async def _run(self) -> None:
         self._woken = Wakeup()
         self._loop = asyncio.get_running_loop()
-        self._return_at = 0.0
+        self.sender.return_soon()
         try:
             while self._stop_at is None:
                 await self._guarded_cycle()
@@ -219,37 +214,25 @@ class Delivery:
             await self._guarded_cycle()
         finally:
             self.queue.put_back()
-            await self._release()
+            self._seal()
+            await self.sender.aclose()
 
     async def _guarded_cycle(self) -> None:
         try:
-            if self._stream is None and self._make_stream is not None:
-                self._stream = self._make_stream()
+            self.sender.open()
             await self._cycle()
         except Exception as error:  # noqa: BLE001  (our fault must neither end the delivery nor lose the batch)
             self.queue.put_back()
             self._held_back = True
-            self.breaker.failed()
+            self.sender.breaker.failed()
             diagnostics.note("delivery_fault", "a fault of fluxgate-mw: usage events wait", level=_ERROR, error=error)
-
-    async def _release(self) -> None:
-        if self._probe is not None:
-            self._probe.cancel()
-        self._seal()
-        stream, self._stream = self._stream, None
-        try:
-            self.spool.stop_reading()
-            if stream is not None:
-                async with asyncio.timeout(_CLOSE_S):
-                    await stream.aclose()
-        except (BackendError, TimeoutError):
-            _log.debug("the stream's client did not close in time", exc_info=True)
 
     async def _cycle(self) -> None:
         flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
         try:
             self._held_back = not await self._drain()
-            await self._return_spooled()
+            if self._stop_at is None:
+                await self.sender.return_spooled()
         except BaseException:
             self._flushes.extend(flushes)
             raise
@@ -281,29 +264,15 @@ class Delivery:
         return self.queue.taken
 
     async def _to_stream(self, events: int) -> bool:
-        if self._stream is None or self.breaker.state == "open" or self._too_late():
+        if not self.sender.is_usable or self._too_late():
             return False
-        if not await self._append(self._stream, self.queue.packed(), events):
+        if not await self.sender.send(self.queue.packed(), events):
             return False
         self.sent += self.queue.settle()
         return True
 
     def _too_late(self) -> bool:
         return self._stop_at is not None and time.monotonic() > self._stream_until
-
-    async def _append(self, stream: Buffer, payload: bytes, events: int) -> bool:
-        try:
-            await stream.append(payload, events)
-        except (BackendError, BufferFull, ClosedError) as error:
-            if self.breaker.state == "closed":
-                diagnostics.note("stream_unavailable", f"usage events go to the spool for now: {error}")
-            self.breaker.failed()
-            return False
-        if self.breaker.state != "closed":
-            diagnostics.note("stream_available", f"usage events go to {stream.name} again", level=logging.INFO)
-            self._return_at = 0.0
-        self.breaker.succeeded()
-        return True
 
     def _to_spool(self) -> bool:
         """Return whether the batch is settled, one way or the other."""
@@ -318,62 +287,18 @@ class Delivery:
             self.spooled += self.queue.settle()
         return True
 
-    async def _return_spooled(self) -> None:
-        """Move entries from the spool to a stream that takes any; few at a time, for the live events' sake."""
-        if self._stream is None or self._stop_at is not None:
-            return
-        if self.breaker.state == "open":
-            self._ask_in_background(self._stream)
-        elif self._may_return(time.monotonic()):
-            try:
-                moved = await self._move_some(self._stream)
-            except BackendUnavailable:
-                moved = 0
-            self._return_at = 0.0 if moved else time.monotonic() + _LONGEST_SLEEP_S
-
-    def _may_return(self, now: float) -> bool:
-        return self._stream is not None and self.breaker.state != "open" and now >= self._return_at
-
-    async def _move_some(self, stream: Buffer) -> int:
-        entries = self.spool.read_nowait(_RETURN_ENTRIES)
-        moved = []
-        for entry in entries:
-            events = count(entry.payload)
-            if not await self._append(stream, entry.payload, events):
-                break
-            moved.append(entry)
-            self.returned += events
-        self.spool.ack_nowait(moved)
-        if len(moved) < len(entries) or not entries:
-            self.spool.stop_reading()
-        return len(moved)
-
-    def _ask_in_background(self, stream: Buffer) -> None:
-        """Ask the stream whether it answers at all, so that no live event waits for one that is frozen."""
-        if self.breaker.due_in_s() == 0 and (self._probe is None or self._probe.done()):
-            self._probe = asyncio.create_task(self._ask(stream))
-
-    async def _ask(self, stream: Buffer) -> None:
-        self.breaker.failed()
-        try:
-            await stream.backlog()
-        except BackendError:
-            return
-        self.breaker.half_open()
-        self._return_at = 0.0
-
     async def _pause(self) -> None:
         """Look at the queue every interval while events come, and sleep until one wakes us when none do."""
         if self._flushes and not self._held_back:
             return
         now, seal_in_s = time.monotonic(), self._seal_due()
         if seal_in_s is not None:
-            self._return_at = 0.0
+            self.sender.return_soon()
         if self._seen != self.emitted:
             self._seen, self._busy_at = self.emitted, now
         if self._held_back:
             await self._wait(_HELD_BACK_S)
-        elif self.queue or self._may_return(now):
+        elif self.queue or self.sender.may_return(now):
             await self._wait(self.limits.interval_s)
         elif now < self._busy_at + _KEEP_POLLING_S:
             until = min(self._busy_at + _KEEP_POLLING_S, now + (seal_in_s or _KEEP_POLLING_S))
@@ -381,7 +306,7 @@ class Delivery:
         else:
             self.asleep = True
             if not self.queue and not self._flushes and self._seen == self.emitted:
-                await self._wait(min(_LONGEST_SLEEP_S, self.breaker.due_in_s(), seal_in_s or _LONGEST_SLEEP_S))
+                await self._wait(min(_LONGEST_SLEEP_S, self.sender.breaker.due_in_s(), seal_in_s or _LONGEST_SLEEP_S))
             self.asleep = False
 
     def _is_worth_a_cycle(self, until: float) -> bool:

@@ -203,12 +203,12 @@ class Emitter:
             emitted=delivery.emitted,
             sent=delivery.sent,
             spooled=delivery.spooled + delivery.spooled_at_once,
-            returned=delivery.returned,
+            returned=delivery.sender.returned,
             dropped=dropped,
             queued=len(queue),
             queued_bytes=queue.size_bytes,
             oldest_age_s=None if oldest_at is None else time.monotonic() - oldest_at,
-            breaker=delivery.breaker.state,
+            breaker=delivery.sender.breaker.state,
         )
 
 
