@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -82,8 +82,7 @@ class Delivery:
         self.leaving = forks_unseen()
         self.hosted = False
         self._pid = os.getpid()
-        self.sent = self.spooled = 0
-        self.dropped: Counter[str] = Counter()
+        self.sent = self.spooled = self._spool_full = 0
         self.spool = self._make_spool()
         self.sender = StreamSender(self._make_stream, self.spool)
         self._flushes: deque[Flush] = deque()
@@ -98,9 +97,15 @@ class Delivery:
         self._reported, self._reported_at = 0, float("-inf")
 
     @property
+    def dropped(self) -> dict[str, int]:
+        """How many events were lost so far, by reason; without those for which none was."""
+        dropped = {"spool_full": self._spool_full, "queue_full": self.queue.refused}
+        return {reason: events for reason, events in dropped.items() if events}
+
+    @property
     def total_dropped(self) -> int:
         """How many events were lost so far, for whatever reason."""
-        return self.queue.refused + self.dropped.total()
+        return self.queue.refused + self._spool_full
 
     @property
     def running(self) -> bool:
@@ -279,7 +284,7 @@ class Delivery:
         try:
             self.spool.append_nowait(self.queue.packed())
         except BufferFull:
-            self.dropped["spool_full"] += self.queue.settle()
+            self._spool_full += self.queue.settle()
         except BackendUnavailable as error:
             diagnostics.note("spool_unavailable", f"usage events wait in memory: {error}")
             return False
@@ -341,8 +346,8 @@ class Delivery:
     def _report_drops(self) -> None:
         total, now = self.total_dropped, time.monotonic()
         if total > self._reported and now - self._reported_at >= _REPORT_EVERY_S:
-            reasons = dict(self.dropped) | ({"queue_full": self.queue.refused} if self.queue.refused else {})
-            _log.error("usage events dropped: %d since the last report; in all %s", total - self._reported, reasons)
+            since = total - self._reported
+            _log.error("usage events dropped: %d since the last report; in all %s", since, self.dropped)
             self._reported, self._reported_at = total, now
 
 

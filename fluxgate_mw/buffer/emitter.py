@@ -196,15 +196,12 @@ class Emitter:
         """Return a snapshot of the counters of this process."""
         delivery = self._delivery
         queue, oldest_at = delivery.queue, delivery.queue.oldest_at
-        dropped = dict(delivery.dropped)
-        if queue.refused:
-            dropped["queue_full"] = queue.refused
         return EmitterStatistics(
             emitted=delivery.emitted,
             sent=delivery.sent,
             spooled=delivery.spooled + delivery.spooled_at_once,
             returned=delivery.sender.returned,
-            dropped=dropped,
+            dropped=delivery.dropped,
             queued=len(queue),
             queued_bytes=queue.size_bytes,
             oldest_age_s=None if oldest_at is None else time.monotonic() - oldest_at,
