@@ -78,7 +78,7 @@ def _begun(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICal
     url = path = options.url
     operation = OPERATIONS.get(url)
     if operation is None or options.method != "post":
-        path, operation = _seen(path, options)
+        operation, path = _seen(path, options)
     if operation is None:
         return _no_call(client, path, options)
     ambient = origin.ambient or get()
@@ -146,19 +146,18 @@ def _address(base_url: Any, url: str) -> Any:
     return type(base_url)(url) if url.startswith(("http://", "https://")) else base_url
 
 
-def _seen(url: str, options: Any) -> tuple[str, str | None]:
-    """Return the path below the base address and the operation that a request is; count what is billed and is none."""
+def _seen(url: str, options: Any) -> tuple[str | None, str]:
+    """Return the operation that a request is, and the path below the base address; count what is billed and is none."""
     path = url.partition("?")[0]
     if options.method.lower() != "post":
-        return path, None
+        return None, path
     known = operation_of(path)
     if known is not None:
-        operation, path = known
-        return path, operation
+        return known
     kind = uncovered_kind(path)
     if kind is not None:
         diagnostics.note(kind, f"{kind.removeprefix('not_covered_')}: seen, but what it uses is not recorded")
-    return path, None
+    return None, path
 
 
 def _ask_for_usage(call: OpenAICall, options: Any, body: Mapping[str, Any]) -> None:
