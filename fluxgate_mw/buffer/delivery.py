@@ -47,7 +47,13 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Flush(msgspec.Struct, eq=False):
-    """One request to deliver what is queued: `accepted` is valid once `done`."""
+    """One request to deliver what is queued.
+
+    Args:
+        dropped_before: How many events had been dropped when it was made.
+        done: What was queued then has been dealt with.
+        accepted: None of it was dropped; valid once `done`.
+    """
 
     dropped_before: int
     done: bool = False
