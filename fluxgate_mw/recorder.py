@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
@@ -25,9 +25,6 @@ from fluxgate_mw.event import TokenUsage, UsageEvent
 from fluxgate_mw.semconv import Status, UsageSource
 from fluxgate_mw.settings import Settings
 from fluxgate_mw.types import Pending, Sink
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = [
     "Outcome",
