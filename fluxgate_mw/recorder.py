@@ -1,7 +1,8 @@
 """Where finished calls go: one recorder a `FluxGate`, with its settings, its prices and its sink.
 
 Here also stand the process-wide slot of the default recorder, which the composition root fills, the captures of
-`testing`, and the one guard that keeps our own exceptions from the host application.
+`testing`, the call that is in hand, what ends open calls with the process, and the one guard that keeps our own
+exceptions from the host application.
 """
 
 from __future__ import annotations
