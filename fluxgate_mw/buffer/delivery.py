@@ -63,8 +63,8 @@ class Flush(msgspec.Struct, eq=False):
 class Delivery:
     """The queue of one emitter and the loop that drains it, in a thread that the first event starts.
 
-    Concurrency: what `emit` uses (`queue.offer`, `emitted`, `asleep`, `wake`) from anywhere; the rest belongs to the
-    loop.
+    Concurrency: `wake`, `request_flush`, `request_stop` and what `emit` and `defer` look at and count, from anywhere;
+    the rest belongs to the loop.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Delivery:
         spool: Callable[[], Spool],
         stream: Callable[[], Buffer] | None,
     ) -> None:
-        self.limits = limits
+        self._limits = limits
         self._encode = encode
         self._make_spool, self._make_stream = spool, stream
         self._inherited: list[object] = []
@@ -82,7 +82,7 @@ class Delivery:
         register(self)
 
     def _begin(self) -> None:
-        self.queue = EventQueue(self.limits.max_events, self.limits.max_bytes, self._encode)
+        self.queue = EventQueue(self._limits.max_events, self._limits.max_bytes, self._encode)
         self.emitted = self.spooled_at_once = 0
         self.asleep = True
         self.leaving = forks_unseen()
@@ -138,22 +138,27 @@ class Delivery:
         self.wake()
         return flush
 
-    def request_stop(self, timeout_s: float) -> None:
-        """Ask the loop to deliver what is queued and end, with what Redis does not take in time in the spool."""
+    def request_stop(self, timeout_s: float | None = None) -> float:
+        """Ask the loop to deliver what is queued and end, with what the stream does not take in time in the spool.
+
+        Args:
+            timeout_s: Seconds that it has; None = the shutdown's.
+
+        Returns:
+            Those seconds.
+        """
+        if timeout_s is None:
+            timeout_s = self._limits.shutdown_timeout_s
         if self.running:
             self._stop_at = time.monotonic() + timeout_s
             self._stream_until = self._stop_at - min(_SPOOLING_TAKES_S, timeout_s / 2)
             self.wake()
-
-    def finish(self) -> None:
-        """End without anyone waiting: the emitter is gone."""
-        self.request_stop(self.limits.shutdown_timeout_s)
+        return timeout_s
 
     def at_exit(self) -> None:
         """Deliver what is queued, wait no longer than the shutdown's time-out, count and log what is lost."""
         self.leaving = True
-        deadline = time.monotonic() + self.limits.shutdown_timeout_s
-        self.request_stop(self.limits.shutdown_timeout_s)
+        deadline = time.monotonic() + self.request_stop()
         while self.running and time.monotonic() < deadline:
             time.sleep(0.002)
         if not self.running:
@@ -264,7 +269,7 @@ class Delivery:
         left = len(self.queue)
         while left > 0 and (taken := await self._taken()):
             left -= taken
-            if not await self._to_stream(taken) and not self._to_spool():
+            if not await self._to_stream() and not self._to_spool():
                 self.queue.put_back()
                 return False
         return True
@@ -274,10 +279,10 @@ class Delivery:
             await asyncio.sleep(0)
         return self.queue.taken
 
-    async def _to_stream(self, events: int) -> bool:
+    async def _to_stream(self) -> bool:
         if not self.sender.is_usable or self._too_late():
             return False
-        if not await self.sender.send(self.queue.packed(), events):
+        if not await self.sender.send(self.queue.packed(), self.queue.taken):
             return False
         self.sent += self.queue.settle()
         return True
@@ -310,10 +315,10 @@ class Delivery:
         if self._held_back:
             await self._wait(_HELD_BACK_S)
         elif self.queue or self.sender.may_return(now):
-            await self._wait(self.limits.interval_s)
+            await self._wait(self._limits.interval_s)
         elif now < self._busy_at + _KEEP_POLLING_S:
             until = min(self._busy_at + _KEEP_POLLING_S, now + (seal_in_s or _KEEP_POLLING_S))
-            await self._wait(self.limits.interval_s, lambda: self._is_worth_a_cycle(until))
+            await self._wait(self._limits.interval_s, lambda: self._is_worth_a_cycle(until))
         else:
             self.asleep = True
             if not self.queue and not self._flushes and self._seen == self.emitted:

@@ -89,10 +89,10 @@ class Emitter:
         shutdown_timeout_s: float = 5.0,
         durable: bool = False,
     ) -> None:
-        self._limits = Limits(max_events, max_bytes, interval_s, shutdown_timeout_s)
+        limits = Limits(max_events, max_bytes, interval_s, shutdown_timeout_s)
         self._durable = durable
-        self._delivery = Delivery(self._limits, _encoded, spool, stream)
-        weakref.finalize(self, self._delivery.finish).atexit = False
+        self._delivery = Delivery(limits, _encoded, spool, stream)
+        weakref.finalize(self, self._delivery.request_stop).atexit = False
 
     def emit(self, event: UsageEvent, /) -> None:
         """See `Sink`. An event that is too long or has no wire form is cut down and marked, not lost."""
@@ -174,16 +174,14 @@ class Emitter:
         Args:
             timeout_s: Seconds to wait; None = `shutdown_timeout_s`.
         """
-        timeout_s = self._limits.shutdown_timeout_s if timeout_s is None else timeout_s
-        self._delivery.request_stop(timeout_s)
-        _wait(lambda: not self._delivery.running, timeout_s)
+        within_s = self._delivery.request_stop(timeout_s)
+        _wait(lambda: not self._delivery.running, within_s)
         return self._stopped()
 
     async def astop(self, timeout_s: float | None = None) -> bool:
         """Do as `stop` without blocking the event loop."""
-        timeout_s = self._limits.shutdown_timeout_s if timeout_s is None else timeout_s
-        self._delivery.request_stop(timeout_s)
-        await _await(lambda: not self._delivery.running, timeout_s)
+        within_s = self._delivery.request_stop(timeout_s)
+        await _await(lambda: not self._delivery.running, within_s)
         return self._stopped()
 
     def _stopped(self) -> bool:
