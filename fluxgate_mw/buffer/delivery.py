@@ -31,10 +31,13 @@ __all__ = ["Delivery", "Flush", "Limits"]
 _log = logging.getLogger(__name__)
 _ERROR: Final = logging.ERROR
 _KEEP_POLLING_S: Final = 0.1
+"""How long after the last event the queue is looked at every interval."""
 _LONGEST_SLEEP_S: Final = 5.0
 _HELD_BACK_S: Final = 0.25
+"""Pause where neither stream nor spool takes anything."""
 _REPORT_EVERY_S: Final = 60.0
 _SPOOLING_TAKES_S: Final = 1.0
+"""What of a shutdown's time is kept for the spool."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -62,6 +65,13 @@ class Flush(msgspec.Struct, eq=False):
 
 class Delivery:
     """The queue of one emitter and the loop that drains it, in a thread that the first event starts.
+
+    Attributes:
+        emitted: How many events came, whatever became of them.
+        spooled_at_once: How many of them were written to the spool without being queued.
+        asleep: The loop does not look at the queue by itself; whoever queues an event sees to it that it does.
+        leaving: The process ends or is about to be forked unseen: events go to the spool at once.
+        hosted: The loop runs in the application's event loop.
 
     Concurrency: `wake`, `request_flush`, `request_stop` and what `emit` and `defer` look at and count, from anywhere;
     the rest belongs to the loop.

@@ -22,6 +22,7 @@ __all__ = ["StreamSender"]
 
 _log = logging.getLogger(__name__)
 _LOOK_AGAIN_S: Final = 5.0
+"""Pause before the spool is looked into again where nothing was moved."""
 _RETURN_ENTRIES: Final = 16
 _CLOSE_S: Final = 0.5
 
