@@ -46,6 +46,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
         occurred_at_s: When it began, in Unix seconds.
         began_at: The same by the monotonic clock, as are `first_chunk_at` and `ended_at`; None = not yet.
         size_bytes: See `types.Pending`.
+        known: What the caller may know, once it has been found out; `tracking` sees to that.
 
     Concurrency: made in one thread, may be ended in another, and settled in several at once. A look and the write
     that follows it with no call in between are one step under the interpreter's lock.
@@ -139,16 +140,13 @@ class Call(msgspec.Struct, eq=False, weakref=True):
             created_at=event.occurred_at,
             error_message=event.error_message,
         )
-        request = ambient.request
-        if request is None or request.known is None:
-            if self.known is None:
-                self.known, self._event, self._outcome = tracking, event, outcome
-            return
-        found, nanos = request.known, event.cost_nanos or 0
+        found = None if ambient.request is None else ambient.request.known
         if self.known is None:
             self.known, self._event, self._outcome = tracking, event, outcome
-            found.priced_nanos += nanos
-        found.unsettled.pop(id(self), None)
+            if found is not None:
+                found.priced_nanos += event.cost_nanos or 0
+        if found is not None:
+            found.unsettled.pop(id(self), None)
 
     def _made_from(self, outcome: Outcome, ambient: Ambient) -> UsageEvent:
         occurred_at = datetime.fromtimestamp(self.occurred_at_s, UTC)
@@ -233,7 +231,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
         usage: TokenUsage,
         at: datetime,
         rates: pricing.CostOverride | None = None,
-        name: str = "",
+        rates_name: str = "",
     ) -> pricing.Price:
         if outcome.unpriced_reason is not None:
             return pricing.Price(None, None, outcome.unpriced_reason)
@@ -248,7 +246,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
                 at=at,
                 service_tier=outcome.service_tier,
                 override=rates,
-                override_version=name,
+                override_version=rates_name,
                 regional=outcome.regional,
             )
             if price.cost_nanos is not None or pricing.is_at_hand(self.provider, model):

@@ -1,7 +1,8 @@
 """Where finished calls go: one recorder a `FluxGate`, with its settings, its prices and its sink.
 
 Here also stand the process-wide slot of the default recorder, which the composition root fills, the captures of
-`testing`, and the one guard that keeps our own exceptions from the host application.
+`testing`, the call that is in hand, what ends open calls with the process, and the one guard that keeps our own
+exceptions from the host application.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
@@ -25,9 +26,6 @@ from fluxgate_mw.event import TokenUsage, UsageEvent
 from fluxgate_mw.semconv import Status, UsageSource
 from fluxgate_mw.settings import Settings
 from fluxgate_mw.types import Pending, Sink
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = [
     "Outcome",

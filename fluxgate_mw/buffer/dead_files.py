@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from fluxgate_mw.buffer.dead_letters import DeadLetter, now_ms
+from fluxgate_mw.buffer.dead_letters import DeadLetter
 from fluxgate_mw.types import Entry
 
 __all__ = ["DeadFiles"]
@@ -35,19 +35,11 @@ class DeadFiles:
             OSError: It is not kept.
         """
         letter_id = f"{time.time_ns():020d}-{os.getpid()}-{next(self._numbers)}"
-        letter = DeadLetter(
-            letter_id=letter_id,
-            payload=payload,
-            reason=reason,
-            entry_id=entry.entry_id,
-            delivery_count=entry.delivery_count,
-            at_ms=now_ms(),
-        )
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         unborn = self._folder / f"{letter_id}.new"
         try:
             with open(os.open(unborn, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123
-                file.write(_ENCODER.encode(letter))
+                file.write(_ENCODER.encode(DeadLetter.of(letter_id, entry, payload, reason)))
             unborn.rename(self._folder / f"{letter_id}{_SUFFIX}")
         except OSError:
             unborn.unlink(missing_ok=True)

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from fluxgate_mw.types import Entry
+
 __all__ = ["DeadLetter", "DeadLetters", "now_ms"]
 
 
@@ -29,6 +31,18 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     entry_id: str
     delivery_count: int
     at_ms: int
+
+    @classmethod
+    def of(cls, letter_id: str, entry: Entry, payload: bytes, reason: str) -> DeadLetter:
+        """Return the letter of a payload, all of `entry` or a part of it, that is given up now."""
+        return cls(
+            letter_id=letter_id,
+            payload=payload,
+            reason=reason,
+            entry_id=entry.entry_id,
+            delivery_count=entry.delivery_count,
+            at_ms=now_ms(),
+        )
 
 
 @runtime_checkable

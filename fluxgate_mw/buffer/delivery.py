@@ -10,20 +10,19 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from fluxgate_mw import diagnostics
-from fluxgate_mw.buffer.breaker import CircuitBreaker
 from fluxgate_mw.buffer.event_queue import EventQueue
 from fluxgate_mw.buffer.lifecycle import forks_unseen, register, start_thread
-from fluxgate_mw.buffer.pack import count
 from fluxgate_mw.buffer.spool import Spool
+from fluxgate_mw.buffer.stream_sender import StreamSender
 from fluxgate_mw.buffer.wakeup import Wakeup, run
-from fluxgate_mw.errors import BackendError, BackendUnavailable, BufferFull, ClosedError
+from fluxgate_mw.errors import BackendUnavailable, BufferFull
 from fluxgate_mw.recorder import guarded
 from fluxgate_mw.types import Buffer, Pending
 
@@ -32,12 +31,13 @@ __all__ = ["Delivery", "Flush", "Limits"]
 _log = logging.getLogger(__name__)
 _ERROR: Final = logging.ERROR
 _KEEP_POLLING_S: Final = 0.1
+"""How long after the last event the queue is looked at every interval."""
 _LONGEST_SLEEP_S: Final = 5.0
 _HELD_BACK_S: Final = 0.25
-_RETURN_ENTRIES: Final = 16
+"""Pause where neither stream nor spool takes anything."""
 _REPORT_EVERY_S: Final = 60.0
 _SPOOLING_TAKES_S: Final = 1.0
-_CLOSE_S: Final = 0.5
+"""What of a shutdown's time is kept for the spool."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -50,7 +50,13 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Flush(msgspec.Struct, eq=False):
-    """One request to deliver what is queued: `accepted` is valid once `done`."""
+    """One request to deliver what is queued.
+
+    Args:
+        dropped_before: How many events had been dropped when it was made.
+        done: What was queued then has been dealt with.
+        accepted: None of it was dropped; valid once `done`.
+    """
 
     dropped_before: int
     done: bool = False
@@ -60,8 +66,15 @@ class Flush(msgspec.Struct, eq=False):
 class Delivery:
     """The queue of one emitter and the loop that drains it, in a thread that the first event starts.
 
-    Concurrency: what `emit` uses (`queue.offer`, `emitted`, `asleep`, `wake`) from anywhere; the rest belongs to the
-    loop.
+    Attributes:
+        emitted: How many events came, whatever became of them.
+        spooled_at_once: How many of them were written to the spool without being queued.
+        asleep: The loop does not look at the queue by itself; whoever queues an event sees to it that it does.
+        leaving: The process ends or is about to be forked unseen: events go to the spool at once.
+        hosted: The loop runs in the application's event loop.
+
+    Concurrency: `wake`, `request_flush`, `request_stop` and what `emit` and `defer` look at and count, from anywhere;
+    the rest belongs to the loop.
     """
 
     def __init__(
@@ -71,7 +84,7 @@ class Delivery:
         spool: Callable[[], Spool],
         stream: Callable[[], Buffer] | None,
     ) -> None:
-        self.limits = limits
+        self._limits = limits
         self._encode = encode
         self._make_spool, self._make_stream = spool, stream
         self._inherited: list[object] = []
@@ -79,33 +92,36 @@ class Delivery:
         register(self)
 
     def _begin(self) -> None:
-        self.queue = EventQueue(self.limits.max_events, self.limits.max_bytes, self._encode)
+        self.queue = EventQueue(self._limits.max_events, self._limits.max_bytes, self._encode)
         self.emitted = self.spooled_at_once = 0
         self.asleep = True
         self.leaving = forks_unseen()
         self.hosted = False
         self._pid = os.getpid()
-        self.sent = self.spooled = self.returned = 0
-        self.dropped: Counter[str] = Counter()
-        self.breaker = CircuitBreaker()
+        self.sent = self.spooled = self._spool_full = 0
         self.spool = self._make_spool()
+        self.sender = StreamSender(self._make_stream, self.spool)
         self._flushes: deque[Flush] = deque()
         self._running = _thread.allocate_lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = Wakeup()
-        self._stream: Buffer | None = None
-        self._probe: asyncio.Task[None] | None = None
         self._stop_at: float | None = None
         self._stream_until = 0.0
-        self._busy_at = self._return_at = 0.0
+        self._busy_at = 0.0
         self._seen = 0
         self._held_back = False
         self._reported, self._reported_at = 0, float("-inf")
 
     @property
+    def dropped(self) -> dict[str, int]:
+        """How many events were lost so far, by reason; without those for which none was."""
+        dropped = {"spool_full": self._spool_full, "queue_full": self.queue.refused}
+        return {reason: events for reason, events in dropped.items() if events}
+
+    @property
     def total_dropped(self) -> int:
         """How many events were lost so far, for whatever reason."""
-        return self.queue.refused + self.dropped.total()
+        return self.queue.refused + self._spool_full
 
     @property
     def running(self) -> bool:
@@ -132,22 +148,27 @@ class Delivery:
         self.wake()
         return flush
 
-    def request_stop(self, timeout_s: float) -> None:
-        """Ask the loop to deliver what is queued and end, with what Redis does not take in time in the spool."""
+    def request_stop(self, timeout_s: float | None = None) -> float:
+        """Ask the loop to deliver what is queued and end, with what the stream does not take in time in the spool.
+
+        Args:
+            timeout_s: Seconds that it has; None = the shutdown's.
+
+        Returns:
+            Those seconds.
+        """
+        if timeout_s is None:
+            timeout_s = self._limits.shutdown_timeout_s
         if self.running:
             self._stop_at = time.monotonic() + timeout_s
             self._stream_until = self._stop_at - min(_SPOOLING_TAKES_S, timeout_s / 2)
             self.wake()
-
-    def finish(self) -> None:
-        """End without anyone waiting: the emitter is gone."""
-        self.request_stop(self.limits.shutdown_timeout_s)
+        return timeout_s
 
     def at_exit(self) -> None:
         """Deliver what is queued, wait no longer than the shutdown's time-out, count and log what is lost."""
         self.leaving = True
-        deadline = time.monotonic() + self.limits.shutdown_timeout_s
-        self.request_stop(self.limits.shutdown_timeout_s)
+        deadline = time.monotonic() + self.request_stop()
         while self.running and time.monotonic() < deadline:
             time.sleep(0.002)
         if not self.running:
@@ -173,7 +194,7 @@ class Delivery:
         The parent's loop and client are kept and never touched: their destructors would act on file descriptors that
         both processes share.
         """
-        self._inherited.append((self._loop, self._stream, self._probe, self._woken, self.spool))
+        self._inherited.append((self._loop, self.sender, self._woken, self.spool))
         self.spool.abandon()
         self._begin()
 
@@ -211,7 +232,7 @@ class Delivery:
     async def _run(self) -> None:
         self._woken = Wakeup()
         self._loop = asyncio.get_running_loop()
-        self._return_at = 0.0
+        self.sender.return_soon()
         try:
             while self._stop_at is None:
                 await self._guarded_cycle()
@@ -219,37 +240,25 @@ class Delivery:
             await self._guarded_cycle()
         finally:
             self.queue.put_back()
-            await self._release()
+            self._seal()
+            await self.sender.aclose()
 
     async def _guarded_cycle(self) -> None:
         try:
-            if self._stream is None and self._make_stream is not None:
-                self._stream = self._make_stream()
+            self.sender.open()
             await self._cycle()
         except Exception as error:  # noqa: BLE001  (our fault must neither end the delivery nor lose the batch)
             self.queue.put_back()
             self._held_back = True
-            self.breaker.failed()
+            self.sender.breaker.failed()
             diagnostics.note("delivery_fault", "a fault of fluxgate-mw: usage events wait", level=_ERROR, error=error)
-
-    async def _release(self) -> None:
-        if self._probe is not None:
-            self._probe.cancel()
-        self._seal()
-        stream, self._stream = self._stream, None
-        try:
-            self.spool.stop_reading()
-            if stream is not None:
-                async with asyncio.timeout(_CLOSE_S):
-                    await stream.aclose()
-        except (BackendError, TimeoutError):
-            _log.debug("the stream's client did not close in time", exc_info=True)
 
     async def _cycle(self) -> None:
         flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
         try:
             self._held_back = not await self._drain()
-            await self._return_spooled()
+            if self._stop_at is None:
+                await self.sender.return_spooled()
         except BaseException:
             self._flushes.extend(flushes)
             raise
@@ -270,7 +279,7 @@ class Delivery:
         left = len(self.queue)
         while left > 0 and (taken := await self._taken()):
             left -= taken
-            if not await self._to_stream(taken) and not self._to_spool():
+            if not await self._to_stream() and not self._to_spool():
                 self.queue.put_back()
                 return False
         return True
@@ -280,10 +289,10 @@ class Delivery:
             await asyncio.sleep(0)
         return self.queue.taken
 
-    async def _to_stream(self, events: int) -> bool:
-        if self._stream is None or self.breaker.state == "open" or self._too_late():
+    async def _to_stream(self) -> bool:
+        if not self.sender.is_usable or self._too_late():
             return False
-        if not await self._append(self._stream, self.queue.packed(), events):
+        if not await self.sender.send(self.queue.packed(), self.queue.taken):
             return False
         self.sent += self.queue.settle()
         return True
@@ -291,26 +300,12 @@ class Delivery:
     def _too_late(self) -> bool:
         return self._stop_at is not None and time.monotonic() > self._stream_until
 
-    async def _append(self, stream: Buffer, payload: bytes, events: int) -> bool:
-        try:
-            await stream.append(payload, events)
-        except (BackendError, BufferFull, ClosedError) as error:
-            if self.breaker.state == "closed":
-                diagnostics.note("stream_unavailable", f"usage events go to the spool for now: {error}")
-            self.breaker.failed()
-            return False
-        if self.breaker.state != "closed":
-            diagnostics.note("stream_available", f"usage events go to {stream.name} again", level=logging.INFO)
-            self._return_at = 0.0
-        self.breaker.succeeded()
-        return True
-
     def _to_spool(self) -> bool:
         """Return whether the batch is settled, one way or the other."""
         try:
             self.spool.append_nowait(self.queue.packed())
         except BufferFull:
-            self.dropped["spool_full"] += self.queue.settle()
+            self._spool_full += self.queue.settle()
         except BackendUnavailable as error:
             diagnostics.note("spool_unavailable", f"usage events wait in memory: {error}")
             return False
@@ -318,70 +313,26 @@ class Delivery:
             self.spooled += self.queue.settle()
         return True
 
-    async def _return_spooled(self) -> None:
-        """Move entries from the spool to a stream that takes any; few at a time, for the live events' sake."""
-        if self._stream is None or self._stop_at is not None:
-            return
-        if self.breaker.state == "open":
-            self._ask_in_background(self._stream)
-        elif self._may_return(time.monotonic()):
-            try:
-                moved = await self._move_some(self._stream)
-            except BackendUnavailable:
-                moved = 0
-            self._return_at = 0.0 if moved else time.monotonic() + _LONGEST_SLEEP_S
-
-    def _may_return(self, now: float) -> bool:
-        return self._stream is not None and self.breaker.state != "open" and now >= self._return_at
-
-    async def _move_some(self, stream: Buffer) -> int:
-        entries = self.spool.read_nowait(_RETURN_ENTRIES)
-        moved = []
-        for entry in entries:
-            events = count(entry.payload)
-            if not await self._append(stream, entry.payload, events):
-                break
-            moved.append(entry)
-            self.returned += events
-        self.spool.ack_nowait(moved)
-        if len(moved) < len(entries) or not entries:
-            self.spool.stop_reading()
-        return len(moved)
-
-    def _ask_in_background(self, stream: Buffer) -> None:
-        """Ask the stream whether it answers at all, so that no live event waits for one that is frozen."""
-        if self.breaker.due_in_s() == 0 and (self._probe is None or self._probe.done()):
-            self._probe = asyncio.create_task(self._ask(stream))
-
-    async def _ask(self, stream: Buffer) -> None:
-        self.breaker.failed()
-        try:
-            await stream.backlog()
-        except BackendError:
-            return
-        self.breaker.half_open()
-        self._return_at = 0.0
-
     async def _pause(self) -> None:
         """Look at the queue every interval while events come, and sleep until one wakes us when none do."""
         if self._flushes and not self._held_back:
             return
         now, seal_in_s = time.monotonic(), self._seal_due()
         if seal_in_s is not None:
-            self._return_at = 0.0
+            self.sender.return_soon()
         if self._seen != self.emitted:
             self._seen, self._busy_at = self.emitted, now
         if self._held_back:
             await self._wait(_HELD_BACK_S)
-        elif self.queue or self._may_return(now):
-            await self._wait(self.limits.interval_s)
+        elif self.queue or self.sender.may_return(now):
+            await self._wait(self._limits.interval_s)
         elif now < self._busy_at + _KEEP_POLLING_S:
             until = min(self._busy_at + _KEEP_POLLING_S, now + (seal_in_s or _KEEP_POLLING_S))
-            await self._wait(self.limits.interval_s, lambda: self._is_worth_a_cycle(until))
+            await self._wait(self._limits.interval_s, lambda: self._is_worth_a_cycle(until))
         else:
             self.asleep = True
             if not self.queue and not self._flushes and self._seen == self.emitted:
-                await self._wait(min(_LONGEST_SLEEP_S, self.breaker.due_in_s(), seal_in_s or _LONGEST_SLEEP_S))
+                await self._wait(min(_LONGEST_SLEEP_S, self.sender.breaker.due_in_s(), seal_in_s or _LONGEST_SLEEP_S))
             self.asleep = False
 
     def _is_worth_a_cycle(self, until: float) -> bool:
@@ -416,8 +367,8 @@ class Delivery:
     def _report_drops(self) -> None:
         total, now = self.total_dropped, time.monotonic()
         if total > self._reported and now - self._reported_at >= _REPORT_EVERY_S:
-            reasons = dict(self.dropped) | ({"queue_full": self.queue.refused} if self.queue.refused else {})
-            _log.error("usage events dropped: %d since the last report; in all %s", total - self._reported, reasons)
+            since = total - self._reported
+            _log.error("usage events dropped: %d since the last report; in all %s", since, self.dropped)
             self._reported, self._reported_at = total, now
 
 

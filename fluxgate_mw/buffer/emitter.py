@@ -89,10 +89,10 @@ class Emitter:
         shutdown_timeout_s: float = 5.0,
         durable: bool = False,
     ) -> None:
-        self._limits = Limits(max_events, max_bytes, interval_s, shutdown_timeout_s)
+        limits = Limits(max_events, max_bytes, interval_s, shutdown_timeout_s)
         self._durable = durable
-        self._delivery = Delivery(self._limits, _encoded, spool, stream)
-        weakref.finalize(self, self._delivery.finish).atexit = False
+        self._delivery = Delivery(limits, _encoded, spool, stream)
+        weakref.finalize(self, self._delivery.request_stop).atexit = False
 
     def emit(self, event: UsageEvent, /) -> None:
         """See `Sink`. An event that is too long or has no wire form is cut down and marked, not lost."""
@@ -149,24 +149,21 @@ class Emitter:
         Blocks the calling thread; in an event loop use `aflush`.
         """
         flush = self._request_flush()
-        if flush is None:
-            return True
         _wait(lambda: flush.done, timeout_s)
         return flush.accepted
 
     async def aflush(self, timeout_s: float) -> bool:
         """Do as `flush` without blocking the event loop. Cancelling it takes nothing back."""
         flush = self._request_flush()
-        if flush is None:
-            return True
         await _await(lambda: flush.done, timeout_s)
         return flush.accepted
 
-    def _request_flush(self) -> Flush | None:
+    def _request_flush(self) -> Flush:
+        """Ask for a flush; where nothing is queued and nothing runs, it is done already."""
         delivery = self._delivery
         if delivery.running or delivery.queue:
             return delivery.request_flush()
-        return None
+        return Flush(delivery.total_dropped, done=True, accepted=True)
 
     def stop(self, timeout_s: float | None = None) -> bool:
         """Deliver what is queued and end the thread; return whether that was done in time. Idempotent.
@@ -177,16 +174,14 @@ class Emitter:
         Args:
             timeout_s: Seconds to wait; None = `shutdown_timeout_s`.
         """
-        timeout_s = self._limits.shutdown_timeout_s if timeout_s is None else timeout_s
-        self._delivery.request_stop(timeout_s)
-        _wait(lambda: not self._delivery.running, timeout_s)
+        within_s = self._delivery.request_stop(timeout_s)
+        _wait(lambda: not self._delivery.running, within_s)
         return self._stopped()
 
     async def astop(self, timeout_s: float | None = None) -> bool:
         """Do as `stop` without blocking the event loop."""
-        timeout_s = self._limits.shutdown_timeout_s if timeout_s is None else timeout_s
-        self._delivery.request_stop(timeout_s)
-        await _await(lambda: not self._delivery.running, timeout_s)
+        within_s = self._delivery.request_stop(timeout_s)
+        await _await(lambda: not self._delivery.running, within_s)
         return self._stopped()
 
     def _stopped(self) -> bool:
@@ -196,19 +191,16 @@ class Emitter:
         """Return a snapshot of the counters of this process."""
         delivery = self._delivery
         queue, oldest_at = delivery.queue, delivery.queue.oldest_at
-        dropped = dict(delivery.dropped)
-        if queue.refused:
-            dropped["queue_full"] = queue.refused
         return EmitterStatistics(
             emitted=delivery.emitted,
             sent=delivery.sent,
             spooled=delivery.spooled + delivery.spooled_at_once,
-            returned=delivery.returned,
-            dropped=dropped,
+            returned=delivery.sender.returned,
+            dropped=delivery.dropped,
             queued=len(queue),
             queued_bytes=queue.size_bytes,
             oldest_age_s=None if oldest_at is None else time.monotonic() - oldest_at,
-            breaker=delivery.breaker.state,
+            breaker=delivery.sender.breaker.state,
         )
 
 

@@ -20,7 +20,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.recorder import at_process_end, guarded
@@ -29,6 +29,8 @@ __all__ = ["forks_unseen", "register", "start_thread"]
 
 
 class _Living(Protocol):
+    """A delivery, as its process's forks and exit concern it."""
+
     def after_fork_in_child(self) -> None: ...
 
     def after_unseen_fork(self) -> None: ...
@@ -36,7 +38,7 @@ class _Living(Protocol):
     def at_exit(self) -> None: ...
 
 
-_living: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+_living: Final[weakref.WeakSet[_Living]] = weakref.WeakSet()
 _finalized_in: Final[set[int]] = set()
 _celery_joined_in: Final[set[int]] = set()
 _HOSTS_SIGNALS: Final = signal.valid_signals() - {

@@ -13,7 +13,7 @@ from typing import Final
 
 import anyio
 
-from fluxgate_mw.buffer.dead_letters import DeadLetter, now_ms
+from fluxgate_mw.buffer.dead_letters import DeadLetter
 from fluxgate_mw.errors import BufferFull, ClosedError
 from fluxgate_mw.types import Entry
 
@@ -82,14 +82,7 @@ class MemoryBuffer:
         """See `Buffer`."""
         self._check_open()
         letter_id = str(next(self._stream.ids))
-        self._stream.dead[letter_id] = DeadLetter(
-            letter_id=letter_id,
-            payload=payload,
-            reason=reason,
-            entry_id=entry.entry_id,
-            delivery_count=entry.delivery_count,
-            at_ms=now_ms(),
-        )
+        self._stream.dead[letter_id] = DeadLetter.of(letter_id, entry, payload, reason)
 
     async def dead_letters(self, limit: int) -> Sequence[DeadLetter]:
         """See `DeadLetters`."""

@@ -225,21 +225,22 @@ class RedisStream:
         found = await self._client.execute_command("XRANGE", self._dead_key, after, _LAST_ID, "COUNT", limit)
         return [_letter(letter_id.decode(), mapping_of(fields)) for letter_id, fields in found]
 
-    async def _each_dead(self, letter_ids: Collection[str] | None) -> AsyncIterator[DeadLetter]:
+    async def _dead_ids(self, wanted: Collection[str] | None) -> list[str]:
+        """Return the ids of the dead letters that are there now, of those that are wanted; None means all."""
+        found: list[str] = []
         after = "-"
         while letters := await self._dead(after, 100):
-            for letter in letters:
-                if letter_ids is None or letter.letter_id in letter_ids:
-                    yield letter
+            found += [letter.letter_id for letter in letters if wanted is None or letter.letter_id in wanted]
             after = f"({letters[-1].letter_id}"
+        return found
 
     async def replay(self, letter_ids: Collection[str] | None = None) -> int:
         """See `DeadLetters`. Letters that come while it runs are not replayed again."""
         async with self._translated():
-            letters = [letter.letter_id async for letter in self._each_dead(letter_ids)]
-            for letter_id in letters:
+            chosen = await self._dead_ids(letter_ids)
+            for letter_id in chosen:
                 await self._replay_one(letter_id)
-        return len(letters)
+        return len(chosen)
 
     async def _replay_one(self, letter_id: str) -> None:
         found = await self._client.execute_command("XRANGE", self._dead_key, letter_id, letter_id)
@@ -252,7 +253,7 @@ class RedisStream:
     async def drop(self, letter_ids: Collection[str] | None = None) -> int:
         """See `DeadLetters`."""
         async with self._translated():
-            doomed = [letter.letter_id async for letter in self._each_dead(letter_ids)]
+            doomed = await self._dead_ids(letter_ids)
             return int(await self._client.execute_command("XDEL", self._dead_key, *doomed)) if doomed else 0
 
     async def remove_if_empty(self) -> bool:

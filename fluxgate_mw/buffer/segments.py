@@ -115,14 +115,10 @@ class SegmentWriter:
         Raises:
             OSError: Nothing of the frame is left behind.
         """
-        if self._descriptor is not None and self._is_removed():
+        if self._is_removed():
             self.seal()
-        if self._descriptor is None:
-            self._open(name)
+        descriptor = self._open(name) if self._descriptor is None else self._descriptor
         data = frame(payload)
-        descriptor = self._descriptor
-        if descriptor is None:
-            raise OSError(errno.EIO, "no segment is open")
         try:
             written = os.write(descriptor, data)
         except OSError:
@@ -141,7 +137,7 @@ class SegmentWriter:
         self._seen_at = now
         return os.fstat(self._descriptor).st_nlink == 0
 
-    def _open(self, name: str) -> None:
+    def _open(self, name: str) -> int:
         unborn = self._folder / f"{name}.new"
         self._path = self._folder / f"{name}{OPEN}"
         try:
@@ -157,6 +153,7 @@ class SegmentWriter:
             raise
         self._descriptor, self.size = descriptor, 0
         self.opened_at = self._seen_at = time.monotonic()
+        return descriptor
 
     def _take_back(self) -> None:
         """Remove a torn frame; where even that fails, end the segment, so that nothing follows the torn frame."""

@@ -97,7 +97,7 @@ class Spool:
             ClosedError: After `aclose`.
         """
         self._check_open()
-        with _translated(), self._checked_out() as writer:
+        with _translated(), self._checked_out(self._writers.pop) as writer:
             self._check_room(len(payload))
             self._used_bytes += writer.append(payload, self._new_name())
             if writer.size >= self._segment_bytes:
@@ -105,9 +105,10 @@ class Spool:
                     writer.seal()
 
     @contextlib.contextmanager
-    def _checked_out(self) -> Iterator[SegmentWriter]:
+    def _checked_out(self, take: Callable[[], SegmentWriter]) -> Iterator[SegmentWriter]:
+        """Lend a writer that nobody else has meanwhile: one of those that `take` takes from, or a new one."""
         try:
-            writer = self._writers.pop()
+            writer = take()
         except IndexError:
             writer = SegmentWriter(self._folder, self._trusted_s)
         try:
@@ -168,24 +169,13 @@ class Spool:
         due = []
         with _translated():
             for _ in range(len(self._writers)):
-                with self._checked_out_oldest() as writer:
+                with self._checked_out(self._writers.popleft) as writer:
                     due_in_s = writer.opened_at + age_s - time.monotonic()
                     if writer.is_open and due_in_s <= 0:
                         writer.seal()
                     elif writer.is_open:
                         due.append(due_in_s)
         return min(due, default=None)
-
-    @contextlib.contextmanager
-    def _checked_out_oldest(self) -> Iterator[SegmentWriter]:
-        try:
-            writer = self._writers.popleft()
-        except IndexError:
-            writer = SegmentWriter(self._folder, self._trusted_s)
-        try:
-            yield writer
-        finally:
-            self._writers.append(writer)
 
     def read_nowait(self, max_entries: int) -> list[Entry]:
         """Return entries that were not read yet; empty where there are none or another process reads.

@@ -27,7 +27,16 @@ _BAD: Final = ".bad"
 
 
 class _Reading(msgspec.Struct, eq=False):
-    """One segment that is being read, or that was read and waits for acknowledgements."""
+    """One segment that is being read, or that was read and waits for acknowledgements.
+
+    Args:
+        base: The name that it was written under, without a suffix.
+        path: Where it is now.
+        attempt: How often it was opened for reading, this time included.
+        offset: Where in `data` the next frame is looked for.
+        data: What is in it; empty once all was handed out.
+        given: Entries that were handed out and not acknowledged, by their ids, with when in monotonic seconds.
+    """
 
     base: str
     path: Path
@@ -38,13 +47,16 @@ class _Reading(msgspec.Struct, eq=False):
 
     @property
     def careful(self) -> bool:
+        """Whether it may have killed its readers, so that its entries are handed out one by one."""
         return self.attempt >= _CAREFUL_FROM
 
     @property
     def done(self) -> bool:
+        """Whether all of it was handed out and acknowledged."""
         return not self.given and self.offset >= len(self.data)
 
     def name(self, attempt: int, offset: int) -> Path:
+        """Return the path that tells of this attempt and offset; see `_parse`."""
         return self.path.with_name(f"{self.base}.{attempt}.{offset}{SEALED}")
 
 
@@ -150,11 +162,10 @@ class SpoolReader:
             self._quarantine(reading, reading.offset, start)
         if found is None:
             return None
-        count = reading.attempt
         if reading.careful:
-            self._rename(reading, max(_CAREFUL_FROM, count if start == _parse(reading.path.name)[2] else 0), start)
-            count = reading.attempt
-        entry = Entry(f"{reading.base}:{start}", payload, count)
+            comes_again = start == _parse(reading.path.name)[2]
+            self._rename(reading, reading.attempt if comes_again else _CAREFUL_FROM, start)
+        entry = Entry(f"{reading.base}:{start}", payload, reading.attempt)
         reading.given[entry.entry_id] = (entry, time.monotonic())
         reading.offset = end
         return entry

@@ -203,12 +203,7 @@ class Answer:
         if data.startswith(b"[DONE]"):
             self.ended = self.ended or self.status != "ERROR"
             return False
-        try:
-            decoded: _Event | None = _decode_event(data if data.isascii() else data.decode())
-        except _UNREADABLE:
-            decoded = _tolerated(data, _Event)
-            if decoded is None and not torn:
-                self._refuse(data)
+        decoded = self._decoded(data, torn=torn)
         if decoded is None:
             return False
         if decoded.response is not None or isinstance(decoded.type, str):
@@ -219,6 +214,16 @@ class Answer:
         self._take(decoded)
         self._take_deltas(decoded.choices or ())
         return decoded.choices == [] and isinstance(decoded.usage, dict)
+
+    def _decoded(self, data: bytes, *, torn: bool) -> _Event | None:
+        """Return what can be read of an event's data; None for what the client makes nothing of."""
+        try:
+            return _decode_event(data if data.isascii() else data.decode())
+        except _UNREADABLE:
+            decoded: _Event | None = _tolerated(data, _Event)
+        if decoded is None and not torn:
+            self._refuse(data)
+        return decoded
 
     def _refuse(self, data: bytes) -> None:
         """Take note of an event over which the client raises: one that is no JSON."""

@@ -1,7 +1,7 @@
 """One logical call of the client: what is asked, what came back, and how that becomes an `Outcome`.
 
-Works on the arguments and results of the client's one `request` method, for every resource alike. The caller's
-arguments are never changed: where usage is asked for on his behalf, that is on a copy.
+Works on what the client's one `request` method returns or raises, for every resource alike; what it is given is read
+in `request`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _FEES: Final = frozenset({"tools", "web_search_options"})
 _CONTAINERS: Final = ("container", "environment")
 """Where a tool of the responses API asks for a container of its own: `code_interpreter`, `shell`."""
 _SEARCHES: Final = ("-search-preview", "-search-api")
-_OPENAIS: Final = ("openai", "azure")
-_OPENAI: Final = "api.openai.com"
+_OPENAI_PROVIDERS: Final = ("openai", "azure")
+_OPENAI_HOST: Final = "api.openai.com"
 _SAID_FIRST: Final = 32
 """Bytes at the start of a whole answer in which it says that it is an error, where it is one."""
 _NO_BODY: Final[Mapping[str, Any]] = {}
@@ -234,7 +234,7 @@ class OpenAICall(Call, eq=False):
         """Take of a response what is still needed once it is gone; return its body, where that has been read."""
         self._http_status = getattr(response, "status_code", None)
         host = self.base_url.host
-        if host != _OPENAI:
+        if host != _OPENAI_HOST:
             self._regional = pricing.is_regional(host)
             self._said_cost = getattr(response, "headers", _NO_BODY).get(_COST_HEADER)
         content: bytes | None = getattr(response, "_content", None)
@@ -294,7 +294,7 @@ class OpenAICall(Call, eq=False):
 
     def _charged(self, answer: Answer) -> str | None:
         """Return what is billed beside the tokens."""
-        if self.provider in _OPENAIS and any(kind in (answer.model or "") for kind in _SEARCHES):
+        if self.provider in _OPENAI_PROVIDERS and any(kind in (answer.model or "") for kind in _SEARCHES):
             return "web search"
         return answer.fee or self._fee
 

@@ -26,6 +26,7 @@ _HELPERS: Final = (
     ("openai.lib.streaming.responses", "AsyncResponseStream", "get_final_response"),
 )
 HELPERS: Final = len(_HELPERS)
+"""How many stream helpers there are."""
 
 
 def parsers() -> Iterator[tuple[type, str, Any]]:

@@ -40,6 +40,8 @@ _MARK: Final = "__fluxgate_patch__"
 """The attribute of our wrappers. Who wraps them in good manners hands it on: `functools.wraps` copies it."""
 
 _Rest = tuple[tuple[Any, ...], dict[str, Any]]
+_Replaced = tuple[type, str, Any, Any]
+"""The class, the attribute's name, what was found there (None for nothing) and what is ours."""
 _OURS: Final = (OpenAICall, Passing)
 _LIBRARY: Final = (SyncAPIClient, AsyncAPIClient)
 _ANSWERS: Final = (BaseModel, Stream, AsyncStream, LegacyAPIResponse, BaseAPIResponse)
@@ -124,8 +126,8 @@ class _Patch:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._asked: dict[object, Recorder | None] = {}
-        self._replaced: list[tuple[type, str, Any, Any]] = []
-        self._covered: list[tuple[type, str, Any, Any]] = []
+        self._replaced: list[_Replaced] = []
+        self._still_wrapped: list[_Replaced] = []
         self._helpers: set[type] = set()
         self._clients: set[type] = set()
         self._absent: str | None = None
@@ -196,7 +198,7 @@ class _Patch:
             self._helpers.add(owner)
             self._replace(owner, name, replacement)
 
-    def _streamed(self) -> None:
+    def _cover_late_helpers(self) -> None:
         if len(self._helpers) < derived.HELPERS:
             with self._lock:
                 if self._asked:
@@ -228,7 +230,8 @@ class _Patch:
 
         Where somebody has wrapped ours since, ours passes through; once he is gone the next call puts it back.
         """
-        self._covered = [entry for entry in (*self._covered, *reversed(self._replaced)) if not _put_back(*entry)]
+        entries = (*self._still_wrapped, *reversed(self._replaced))
+        self._still_wrapped = [entry for entry in entries if not _put_back(*entry)]
         self._replaced.clear()
         self._helpers.clear()
         self._clients.clear()
@@ -240,7 +243,7 @@ class _Patch:
         Whoever found ours on a class may also have left it on another, that inherits it.
         """
         with self._lock:
-            self._covered = [entry for entry in self._covered if not _put_back(*entry)]
+            self._still_wrapped = [entry for entry in self._still_wrapped if not _put_back(*entry)]
             for base in type(client).__mro__:
                 _put_back(base, name, original, ours)
 
@@ -256,7 +259,7 @@ class _Patch:
             if self._absent in sys.modules:
                 guarded("uncovered", self._cover_late_client)
             if kwargs.get("stream"):
-                self._streamed()
+                self._cover_late_helpers()
             if not is_last:
                 origin = Origin(fallback=origin.fallback)
             return requested(original, client, cast_to, options, (args, kwargs), origin)
@@ -275,7 +278,7 @@ class _Patch:
             if self._absent in sys.modules:
                 guarded("uncovered", self._cover_late_client)
             if kwargs.get("stream"):
-                self._streamed()
+                self._cover_late_helpers()
             if not is_last:
                 origin = Origin(fallback=origin.fallback)
             return await arequested(original, client, cast_to, options, (args, kwargs), origin)

@@ -63,14 +63,22 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
         origin: Who asks.
     """
     outer = in_hand.get()
-    if outer is not None and isinstance(outer, OpenAICall | Passing):
-        if outer.client is client:
-            return _sent(outer, options) if origin.last else None
-        origin = _handed_on(outer, options, origin)
+    if outer is None or not isinstance(outer, OpenAICall | Passing):
+        return _begun(client, options, stream, origin)
+    if outer.client is client:
+        return _sent(outer, options) if origin.last else None
+    call = _begun(client, options, stream, _handed_on(outer, options, origin))
+    if isinstance(call, OpenAICall) and isinstance(outer, OpenAICall) and outer.api_path == call.api_path:
+        outer.inner = call
+    return call
+
+
+def _begun(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall | Passing | None:  # noqa: FBT001
+    """Return what follows a request that is not sent for a call of this same client."""
     url = path = options.url
     operation = OPERATIONS.get(url)
     if operation is None or options.method != "post":
-        path, operation = _seen(path, options)
+        operation, path = _seen(path, options)
     if operation is None:
         return _no_call(client, path, options)
     ambient = origin.ambient or get()
@@ -100,8 +108,6 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
         call.capture()
     if operation == "batch":
         diagnostics.note("not_covered_batch_results", "a batch was created; what its requests use is not recorded")
-    if outer is not None and isinstance(outer, OpenAICall) and outer.api_path == path:
-        outer.inner = call
     if stream:
         _ask_for_usage(call, options, body)
     return call
@@ -140,19 +146,18 @@ def _address(base_url: Any, url: str) -> Any:
     return type(base_url)(url) if url.startswith(("http://", "https://")) else base_url
 
 
-def _seen(url: str, options: Any) -> tuple[str, str | None]:
-    """Return the path below the base address and the operation that a request is; count what is billed and is none."""
+def _seen(url: str, options: Any) -> tuple[str | None, str]:
+    """Return the operation that a request is, and the path below the base address; count what is billed and is none."""
     path = url.partition("?")[0]
     if options.method.lower() != "post":
-        return path, None
+        return None, path
     known = operation_of(path)
     if known is not None:
-        operation, path = known
-        return path, operation
+        return known
     kind = uncovered_kind(path)
     if kind is not None:
         diagnostics.note(kind, f"{kind.removeprefix('not_covered_')}: seen, but what it uses is not recorded")
-    return path, None
+    return None, path
 
 
 def _ask_for_usage(call: OpenAICall, options: Any, body: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 import msgspec
 from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
@@ -17,9 +17,6 @@ from fluxgate_mw.openai.patch import VIEW, arequested, note_response, requested
 from fluxgate_mw.openai.request import Origin
 from fluxgate_mw.recorder import Recorder, in_hand
 from fluxgate_mw.types import HasRecorder
-
-if TYPE_CHECKING:
-    from typing import Self
 
 __all__ = [
     "TrackedAsyncAzureOpenAI",

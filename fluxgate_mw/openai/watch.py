@@ -56,6 +56,9 @@ class Watch:
 
     Attributes:
         glance: What tells a plain event at once; see `plain`.
+        answer: What has been read so far.
+        seen: A chunk has come.
+        done: Nothing more of it is read.
 
     Concurrency: one reader at a time, as for the response itself.
     """
