@@ -292,6 +292,6 @@ class UsageReader(Protocol):
     Guarantees: never raises; a count that is missing, negative, not a whole number or past 2^53 is None.
     """
 
-    def __call__(self, usage: Mapping[str, Any], /) -> TokenUsage:
-        """Return the counts of one usage block as decoded from JSON."""
+    def __call__(self, usage: Mapping[str, Any], /) -> TokenUsage | None:
+        """Return the counts of one usage block as decoded from JSON; None where it counts nothing."""
         ...

@@ -6,6 +6,7 @@ Knows that a stream and a spool are buffers, and nothing of the queue or of the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -130,10 +131,12 @@ class StreamSender:
         if self._probe is not None:
             self._probe.cancel()
         stream, self._stream = self._stream, None
-        try:
+        with contextlib.suppress(BackendUnavailable):
             self._spool.stop_reading()
-            if stream is not None:
-                async with asyncio.timeout(_CLOSE_S):
-                    await stream.aclose()
+        if stream is None:
+            return
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await stream.aclose()
         except (BackendError, TimeoutError):
             _log.debug("the stream's client did not close in time", exc_info=True)

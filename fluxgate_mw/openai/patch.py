@@ -165,9 +165,10 @@ class _Patch:
         self._origin = Origin(fallback=recorders[-1] if recorders else None, last=True) if self._asked else None
 
     def _install(self) -> None:
-        for client, wrap in ((SyncAPIClient, self._sync_request), (AsyncAPIClient, self._async_request)):
+        for client in _LIBRARY:
             if not callable(client.__dict__.get("request")):
                 raise InstrumentationError(f"openai's {client.__name__} has no request method; nothing was patched")
+        for client, wrap in ((SyncAPIClient, self._sync_request), (AsyncAPIClient, self._async_request)):
             for owner in dict.fromkeys(_owners_of_request(client)):
                 self._replace(owner, "request", wrap(owner, owner.__dict__["request"]))
             if callable(processes := client.__dict__.get("_process_response")):
