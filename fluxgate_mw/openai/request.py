@@ -64,7 +64,7 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
     """
     outer = in_hand.get()
     if outer is not None and isinstance(outer, OpenAICall | Passing):
-        if outer.client is client:
+        if outer.client is client and not _is_inside(outer, options):
             return _sent(outer, options) if origin.last else None
         origin = _handed_on(outer, options, origin)
     url = path = options.url
@@ -105,6 +105,11 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
     if stream:
         _ask_for_usage(call, options, body)
     return call
+
+
+def _is_inside(outer: OpenAICall | Passing, options: Any) -> bool:
+    """Say whether a request is another that the client makes while it sends the first: in a hook, or a transport."""
+    return isinstance(outer, OpenAICall) and not outer.outside and outer.options is not options
 
 
 def _sent(outer: OpenAICall | Passing, options: Any) -> OpenAICall | None:
