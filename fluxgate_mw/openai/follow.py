@@ -98,7 +98,7 @@ def _sync_methods(base: Any) -> dict[str, Any]:
 
     def iter_raw(self: Any, chunk_size: int | None = None) -> Any:
         watch = _of(self)
-        if watch is None or watch.done or watch.inside or _ENCODING in self.headers:
+        if watch is None or watch.done or watch.inside or _is_packed(self):
             return base.iter_raw(self, chunk_size)
         return _follow(self, base, watch, base.iter_raw, chunk_size)
 
@@ -119,7 +119,7 @@ def _async_methods(base: Any) -> dict[str, Any]:
 
     def aiter_raw(self: Any, chunk_size: int | None = None) -> Any:
         watch = _of(self)
-        if watch is None or watch.done or watch.inside or _ENCODING in self.headers:
+        if watch is None or watch.done or watch.inside or _is_packed(self):
             return base.aiter_raw(self, chunk_size)
         return _afollow(self, base, watch, base.aiter_raw, chunk_size)
 
@@ -147,7 +147,20 @@ def _afollow(
     return _acut(watch.read_by(_afollowed(response, base, watch, read(response))), size)
 
 
+def _is_packed(response: Any) -> bool:
+    """Say whether the body's own bytes are not there to be looked at: compressed, or unpacked already."""
+    return _ENCODING in response.headers or hasattr(response, "_content")
+
+
+def _is_refused(response: Any, reading: str) -> bool:
+    """Say whether the library raises over who begins to read: another reads, or the body is for the other kind."""
+    return not hasattr(response, "_content") and (response.is_stream_consumed or not hasattr(response.stream, reading))
+
+
 def _followed(response: Any, base: type, watch: Watch, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    if _is_refused(response, "__iter__"):
+        yield from chunks
+        return
     try:
         for chunk in chunks:
             if passed := watch.glance(chunk) or watch.look(chunk):
@@ -163,6 +176,10 @@ def _followed(response: Any, base: type, watch: Watch, chunks: Iterator[bytes]) 
 
 
 async def _afollowed(response: Any, base: type, watch: Watch, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if _is_refused(response, "__aiter__"):
+        async for chunk in chunks:
+            yield chunk
+        return
     try:
         async for chunk in chunks:
             if passed := watch.glance(chunk) or watch.look(chunk):

@@ -40,10 +40,6 @@ def _unknown(_chunk: bytes) -> None:
     """Know no chunk at a glance."""
 
 
-def _nothing() -> None:
-    """Refer to nothing."""
-
-
 class Watch:
     """What one response in flight has brought so far.
 
@@ -70,7 +66,7 @@ class Watch:
         "_hide_usage",
         "_last",
         "_learned",
-        "_reader",
+        "_readers",
         "_sse",
         "answer",
         "done",
@@ -88,7 +84,7 @@ class Watch:
         self._held = bytearray()
         self._body = bytearray()
         self._blind = False
-        self._reader: Callable[[], Any] = _nothing
+        self._readers: list[weakref.ref[Any]] = []
         self._glances: deque[Glance] = deque(maxlen=_KINDS)
         self._learned = 0
         self._last: Glance = _unknown
@@ -150,8 +146,8 @@ class Watch:
         self._end = _nobody
 
     def read_by(self, reader: _T) -> _T:
-        """Return the generator through which the caller reads, and remember it."""
-        self._reader = weakref.ref(reader)
+        """Return a generator through which the caller may read, and remember it."""
+        self._readers.append(weakref.ref(reader))
         return reader
 
     @property
@@ -162,8 +158,8 @@ class Watch:
     @property
     def inside(self) -> bool:
         """Whether the next chunk is being waited for; else the caller has the last one."""
-        reader = self._reader()
-        return getattr(reader, "gi_running", False) or getattr(reader, "ag_running", False)
+        readers = [known() for known in self._readers]
+        return any(getattr(reader, "gi_running", False) or getattr(reader, "ag_running", False) for reader in readers)
 
     def _read(self, chunk: bytes) -> bytes:
         if not self._sse:

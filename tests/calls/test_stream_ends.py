@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 
 import pytest
 
 from fluxgate_mw import tracking
 from fluxgate_mw.openai.estimate import estimate_tokens
-from tests.calls.clients import ASKED, SSE, Reply, Wire, chunk, finish, httpx, recorded, sse
+from tests.calls.clients import ASKED, SSE, Reply, Wire, chunk, completion, finish, httpx, recorded, sse
 from tests.calls.streaming import AS_ASKED, ENDLESS, STREAM, TEXTS, USAGE, WITHOUT, counts
 
 
@@ -206,6 +207,51 @@ def test_an_error_event_in_the_stream():
     assert (event.status, event.error_message) == ("ERROR", "The server had an error")
     assert (event.input_tokens, event.output_tokens) == (5, 10)
     assert event.error_type
+
+
+MID_EVENT = [AS_ASKED[:250], AS_ASKED[250:]]
+"""Cut in the middle of the second event."""
+
+
+@pytest.mark.parametrize("reading", ["read", "iter_raw", "iter_lines"])
+def test_who_may_not_read_a_stream_does_not_end_it(reading):
+    """Reading beside the reader raises, as without us; the reader loses no byte by it, and the call no usage."""
+    with recorded() as events:
+        stream = Wire(Reply(MID_EVENT, headers=SSE)).client().chat.completions.create(**ASKED, stream=True)
+        read = [next(stream)]
+        with pytest.raises(httpx.StreamConsumed):
+            b"".join(getattr(stream.response, reading)())
+        read += stream
+    assert [chunk.choices[0].delta.content for chunk in read] == ["", *TEXTS, None]
+    assert [(event.status, counts(event)) for event in events] == [("SUCCESS", (12, 5, 4, 2))]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("reading", ["read", "aread"])
+async def test_who_may_not_read_an_asynchronous_stream_does_not_end_it(reading):
+    """Nor does who reads it as if it were of the other kind."""
+    with recorded() as events:
+        stream = await Wire(Reply(MID_EVENT, headers=SSE)).async_client().chat.completions.create(**ASKED, stream=True)
+        read = [await anext(stream)]
+        with pytest.raises(httpx.StreamConsumed):
+            await _tried(stream.response, reading)
+        read += [chunk async for chunk in stream]
+    assert [chunk.choices[0].delta.content for chunk in read] == ["", *TEXTS, None]
+    assert [(event.status, counts(event)) for event in events] == [("SUCCESS", (12, 5, 4, 2))]
+
+
+async def _tried(response, reading):
+    return await response.aread() if reading == "aread" else response.read()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_reader_that_is_never_used_takes_nothing_from_the_other(late):
+    """Of two readers of one answer the one that reads is followed, whichever was made first."""
+    wire = Wire(Reply(json.dumps(completion()).encode()))
+    with recorded() as events, wire.client().chat.completions.with_streaming_response.create(**ASKED) as answer:
+        readers = [answer.http_response.iter_bytes() for _ in range(2)]
+        assert json.loads(b"".join(readers[late])) == completion()
+    assert [(event.status, event.input_tokens) for event in events] == [("SUCCESS", 12)]
 
 
 def test_a_stream_without_done():
