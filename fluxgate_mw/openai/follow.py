@@ -11,7 +11,7 @@ import copyreg
 import os
 import sys
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 from fluxgate_mw.openai.watch import Watch
@@ -192,6 +192,7 @@ async def _afollowed(response: Any, base: type, watch: Watch, chunks: AsyncItera
         raise
     finally:
         _release(response, base)
+        await _close(chunks)
 
 
 def _cut(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
@@ -204,14 +205,23 @@ def _cut(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
         yield held
 
 
+async def _close(chunks: AsyncIterator[bytes]) -> None:
+    """Close with the reader what he reads from; left to itself it would be closed at some later turn of the loop."""
+    if isinstance(chunks, AsyncGenerator):
+        await chunks.aclose()
+
+
 async def _acut(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
     held = b""
-    async for chunk in chunks:
-        parts, held = _parts(held + chunk, size)
-        for part in parts:
-            yield part
-    if held:
-        yield held
+    try:
+        async for chunk in chunks:
+            parts, held = _parts(held + chunk, size)
+            for part in parts:
+                yield part
+        if held:
+            yield held
+    finally:
+        await _close(chunks)
 
 
 def _parts(held: bytes, size: int) -> tuple[Iterator[bytes], bytes]:

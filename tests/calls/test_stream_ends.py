@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+from contextlib import aclosing
 
 import pytest
 
@@ -139,6 +140,25 @@ async def test_an_asynchronous_stream_left_early(leave):
         given_up(events)
         assert wire.bodies[0].closed
         assert type(stream.response) is httpx.Response
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("size", [None, 10])
+@pytest.mark.parametrize("reading", ["aiter_bytes", "aiter_raw"])
+async def test_a_reader_that_is_closed_gives_the_connection_back_when_it_does_without_us(reading, size):
+    """httpx2 does so at once: `aclosing(response.aiter_bytes())` leaves no open connection behind."""
+
+    async def closed():
+        wire = Wire(Reply(ENDLESS, headers=SSE))
+        stream = await wire.async_client().chat.completions.create(**ASKED, stream=True)
+        async with aclosing(getattr(stream.response, reading)(size)) as parts:
+            await anext(parts)
+        return stream.response.is_closed, wire.bodies[0].closed
+
+    without = await closed()
+    with recorded() as events:
+        assert await closed() == without
+    assert len(events) == 1
 
 
 @pytest.mark.anyio
