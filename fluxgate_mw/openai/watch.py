@@ -49,6 +49,7 @@ class Watch:
         sse: The body is server-sent events; else JSON.
         hide_usage: We asked for usage on the caller's behalf: keep what that adds from him.
         keep_texts: Keep the texts that a stream delivers.
+        blind: Of the body nothing is to be read but when it began and ended.
 
     Attributes:
         glance: What tells a plain event at once; see `plain`.
@@ -75,7 +76,14 @@ class Watch:
     )
 
     def __init__(
-        self, end: End, first: Callable[[], None], *, sse: bool, hide_usage: bool, keep_texts: bool = False
+        self,
+        end: End,
+        first: Callable[[], None],
+        *,
+        sse: bool,
+        hide_usage: bool,
+        keep_texts: bool = False,
+        blind: bool = False,
     ) -> None:
         self._end = end
         self._first = first
@@ -83,7 +91,7 @@ class Watch:
         self._hide_usage = hide_usage
         self._held = bytearray()
         self._body = bytearray()
-        self._blind = False
+        self._blind = blind
         self._readers: list[weakref.ref[Any]] = []
         self._glances: deque[Glance] = deque(maxlen=_KINDS)
         self._learned = 0
@@ -99,11 +107,11 @@ class Watch:
 
     def look(self, chunk: bytes) -> bytes:
         """Read a chunk that is not known at a glance, and return what of it the caller gets now."""
-        if self._blind:
-            return chunk
         if not self.seen:
             self.seen = True
             self._first()
+        if self._blind:
+            return chunk
         held, passed = self._held, None
         if len(held) + len(self._body) + len(chunk) > MOST_HELD_BYTES:
             diagnostics.note("answer_too_large", "an answer is too large to be looked at; its usage is not known")

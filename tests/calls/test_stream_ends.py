@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import time
 from contextlib import aclosing
 
 import pytest
@@ -296,3 +297,39 @@ def test_an_event_without_its_blank_line_at_the_end():
     with recorded() as events:
         assert STREAM.plain(Wire(Reply([body], headers=SSE))) == without
     assert events[0].status == "SUCCESS"
+
+
+def _spoken(wire):
+    speech = wire.client().audio.speech.with_streaming_response
+    return speech.create(model="tts-1", voice="alloy", input="Hello")
+
+
+SOUND = {"headers": {"content-type": "audio/mpeg"}}
+
+
+def test_sound_that_breaks_off():
+    """What is spoken while it is read ends as its reader sees it end, not when its headers come."""
+    with recorded() as events, _spoken(Wire(Reply([b"so"], error=httpx.ReadError("gone"), **SOUND))) as sound:
+        assert events == []
+        with pytest.raises(httpx.ReadError):
+            sound.read()
+    assert [(event.status, event.error_type, event.http_status) for event in events] == [("ERROR", "ReadError", 200)]
+
+
+def test_how_long_sound_takes():
+    """Its latency is that of the whole, and its first chunk has a time."""
+    with recorded() as events, _spoken(Wire(Reply([b"so", b"und"], **SOUND))) as sound:
+        parts = sound.iter_bytes()
+        assert (next(parts), events) == (b"so", [])
+        time.sleep(0.02)
+        assert b"".join(parts) == b"und"
+    [event] = events
+    assert event.status == "SUCCESS"
+    assert event.time_to_first_chunk_ms + 20 <= event.latency_ms
+
+
+def test_sound_that_is_left_early():
+    """Who closes it before its end has cancelled it."""
+    with recorded() as events, _spoken(Wire(Reply([b"so", b"und"], **SOUND))) as sound:
+        next(sound.iter_bytes())
+    assert [event.status for event in events] == ["CANCELLED"]
