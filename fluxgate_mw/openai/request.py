@@ -165,6 +165,8 @@ def _ask_for_usage(call: OpenAICall, options: Any, body: Mapping[str, Any]) -> N
 
     Where a client that handed this on asked already, its own provider did: this one is asked, or not, by its own.
     """
+    if not body:
+        return
     accepted = asks_for_usage(call.provider_name(), call.api_path or "", _api_version(call.client, call.base_url))
     asked = body.get("stream_options")
     if isinstance(asked, _OnBehalf):
@@ -197,7 +199,8 @@ def _with_stream_options(options: Any, stream_options: Any) -> Any:
     """Return a copy that sends these; None sends none."""
     copied = options.model_copy() if hasattr(options, "model_copy") else options.copy()
     extra = getattr(options, "extra_json", None)
-    place = "extra_json" if isinstance(extra, Mapping) and "stream_options" in extra else "json_data"
+    beside = isinstance(extra, Mapping) and (options.json_data is None or "stream_options" in extra)
+    place = "extra_json" if beside else "json_data"
     given = {**getattr(options, place), "stream_options": stream_options}
     if stream_options is None:
         del given["stream_options"]
