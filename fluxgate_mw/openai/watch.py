@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from fluxgate_mw import diagnostics
 from fluxgate_mw.openai.answer import Answer
 from fluxgate_mw.openai.plain import Glance, alike, plain_event
-from fluxgate_mw.openai.sse import split_events, without_null_usage
+from fluxgate_mw.openai.sse import is_comment, split_events, without_null_usage
 from fluxgate_mw.recorder import guarded
 
 __all__ = ["Watch"]
@@ -45,7 +45,7 @@ class Watch:
 
     Args:
         end: Called once, with the answer, the error that broke it (or None), and whether it was read to its end.
-        first: Called at the first chunk.
+        first: Called at the first chunk that is more than a comment.
         sse: The body is server-sent events; else JSON.
         hide_usage: We asked for usage on the caller's behalf: keep what that adds from him.
         keep_texts: Keep the texts that a stream delivers.
@@ -86,7 +86,7 @@ class Watch:
         blind: bool = False,
     ) -> None:
         self._end = end
-        self._first = first
+        self._first: Callable[[], None] | None = first
         self._sse = sse
         self._hide_usage = hide_usage
         self._held = bytearray()
@@ -107,9 +107,10 @@ class Watch:
 
     def look(self, chunk: bytes) -> bytes:
         """Read a chunk that is not known at a glance, and return what of it the caller gets now."""
-        if not self.seen:
-            self.seen = True
+        self.seen = True
+        if self._first is not None and not (self._sse and is_comment(chunk)):
             self._first()
+            self._first = None
         if self._blind:
             return chunk
         held, passed = self._held, None
