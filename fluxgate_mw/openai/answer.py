@@ -211,7 +211,7 @@ class Answer:
                 self._refuse(data)
         if decoded is None:
             return False
-        if decoded.response is not None or isinstance(decoded.type, str):
+        if decoded.response is not None or (isinstance(decoded.type, str) and decoded.choices is None):
             self._take_typed(decoded)
             return False
         if decoded.usage is None and isinstance(decoded.x_groq, dict):
