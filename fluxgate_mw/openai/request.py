@@ -72,7 +72,7 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
     if operation is None or options.method != "post":
         path, operation = _seen(path, options)
     if operation is None:
-        return _no_call(client, path, options)
+        return _no_call(client, path, options, outer)
     ambient = origin.ambient or get()
     chosen = choose(origin.recorder, ambient, origin.fallback)
     if chosen is None:
@@ -133,11 +133,14 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _no_call(client: Any, path: str, options: Any) -> Passing | None:
-    """Return what follows a request that is no call: what may bring a background create's answer, or a POST."""
+def _no_call(client: Any, path: str, options: Any, outer: object) -> Passing | None:
+    """Return what follows a request that is no call.
+
+    It may bring a background create's answer, or is a POST, or is made inside of a call, whose answer it is not.
+    """
     if unfinished.any_open() and "/responses/" in f"/{path}":
         return Retrieval(client, options)
-    return Passing(client, options) if options.method.lower() == "post" else None
+    return Passing(client, options) if outer is not None or options.method.lower() == "post" else None
 
 
 def _address(base_url: Any, url: str) -> Any:

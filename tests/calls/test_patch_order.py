@@ -12,7 +12,7 @@ from openai._base_client import SyncAPIClient
 
 from fluxgate_mw import FluxGate, create_openai_cost_tracker, instrument_openai, uninstrument_openai
 from fluxgate_mw.testing import capture_events
-from tests.calls.mocks import CHAT, MESSAGES, answer, chat_events, streamed, sync_client
+from tests.calls.mocks import CHAT, MESSAGES, RESPONSE, answer, chat_events, http, streamed, sync_client
 from tests.calls.service import Service
 from tests.calls.service import sync_client as service_client
 
@@ -231,6 +231,27 @@ def test_a_call_made_by_the_same_client_inside_a_call_is_an_event_of_its_own(pat
     expected = [("moderation", None), ("chat", 20)] if patched or tracked else []
     assert [(e.operation_name, e.input_tokens) for e in events] == expected
     fg.stop()
+
+
+def test_what_is_got_inside_a_call_is_not_its_answer(events):
+    """A call that fails after a hook of its client has got another's answer has not that one's usage."""
+
+    class Looking(openai.OpenAI):
+        def _prepare_options(self, options):
+            if options.method == "post":
+                self.responses.retrieve("resp_1")
+            return super()._prepare_options(options)
+
+    def serve(request):
+        if request.method == "POST":
+            raise http.ConnectError("refused")
+        return answer(RESPONSE)
+
+    with pytest.raises(openai.APIConnectionError):
+        sync_client(serve, Looking).chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
+    assert [(e.status, e.http_status, e.input_tokens, e.usage_source) for e in events] == [
+        ("ERROR", None, None, "none")
+    ]
 
 
 def _traced(function):
