@@ -134,7 +134,7 @@ def _async_methods(base: Any) -> dict[str, Any]:
 def _follow(
     response: Any, base: type, watch: Watch, read: Callable[..., Iterator[bytes]], size: int | None
 ) -> Iterator[bytes]:
-    if size is None or not watch.hides:
+    if not size or not watch.hides:
         return watch.read_by(_followed(response, base, watch, read(response, size)))
     return _cut(watch.read_by(_followed(response, base, watch, read(response))), size)
 
@@ -142,7 +142,7 @@ def _follow(
 def _afollow(
     response: Any, base: type, watch: Watch, read: Callable[..., AsyncIterator[bytes]], size: int | None
 ) -> AsyncIterator[bytes]:
-    if size is None or not watch.hides:
+    if not size or not watch.hides:
         return watch.read_by(_afollowed(response, base, watch, read(response, size)))
     return _acut(watch.read_by(_afollowed(response, base, watch, read(response))), size)
 
@@ -157,6 +157,11 @@ def _is_refused(response: Any, reading: str) -> bool:
     return not hasattr(response, "_content") and (response.is_stream_consumed or not hasattr(response.stream, reading))
 
 
+def _broke(error: BaseException, chunks: object, frame: str) -> bool:
+    """Say whether the body itself has broken off, not its reader."""
+    return isinstance(error, Exception) and getattr(chunks, frame, chunks) is None
+
+
 def _followed(response: Any, base: type, watch: Watch, chunks: Iterator[bytes]) -> Iterator[bytes]:
     if _is_refused(response, "__iter__"):
         yield from chunks
@@ -169,7 +174,10 @@ def _followed(response: Any, base: type, watch: Watch, chunks: Iterator[bytes]) 
             yield rest
         watch.finish(exhausted=True)
     except BaseException as error:
+        torn = watch.torn() if _broke(error, chunks, "gi_frame") else b""
         watch.finish(None if isinstance(error, GeneratorExit) else error)
+        if torn:
+            yield torn
         raise
     finally:
         _release(response, base)
@@ -188,7 +196,10 @@ async def _afollowed(response: Any, base: type, watch: Watch, chunks: AsyncItera
             yield rest
         watch.finish(exhausted=True)
     except BaseException as error:
+        torn = watch.torn() if _broke(error, chunks, "ag_frame") else b""
         watch.finish(None if isinstance(error, GeneratorExit) else error)
+        if torn:
+            yield torn
         raise
     finally:
         _release(response, base)

@@ -137,6 +137,10 @@ class Watch:
             guarded("openai_stream", self.answer.read_event, held, torn=True)
         return held if self._hide_usage else b""
 
+    def torn(self) -> bytes:
+        """Return what is still held back from the caller where the body breaks off."""
+        return bytes(self._held) if self._hide_usage else b""
+
     def finish(self, error: BaseException | None = None, *, exhausted: bool = False) -> None:
         """End the call, the first time."""
         if not self.done:

@@ -230,6 +230,35 @@ def test_an_error_event_in_the_stream():
     assert event.error_type
 
 
+@pytest.mark.parametrize("size", [None, 0, 7])
+@pytest.mark.parametrize("reading", ["iter_bytes", "iter_raw", "iter_text"])
+def test_the_parts_before_a_break(reading, size):
+    """Who reads them himself gets all that came, and then the error, as without us."""
+    parts = [WITHOUT[:-30]]
+
+    def read(got):
+        completions = Wire(Reply(parts, headers=SSE, error=httpx.ReadError("gone"))).client().chat.completions
+        with completions.with_streaming_response.create(**ASKED, stream=True) as response:
+            got.extend(getattr(response.http_response, reading)(size))
+
+    async def aread(got):
+        completions = Wire(Reply(parts, headers=SSE, error=httpx.ReadError("gone"))).async_client().chat.completions
+        async with completions.with_streaming_response.create(**ASKED, stream=True) as response:
+            async for part in getattr(response.http_response, f"a{reading}")(size):
+                got.append(part)
+
+    def told(read, *, run=lambda result: result):
+        got = []
+        with pytest.raises((httpx.ReadError, ValueError)) as error:
+            run(read(got))
+        return got[0][:0].join(got) if got else None, error.type, error.value.args
+
+    without = told(read), told(aread, run=asyncio.run)
+    with recorded() as events:
+        assert (told(read), told(aread, run=asyncio.run)) == without
+    assert len(events) == 2
+
+
 MID_EVENT = [AS_ASKED[:250], AS_ASKED[250:]]
 """Cut in the middle of the second event."""
 
