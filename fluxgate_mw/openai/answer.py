@@ -206,7 +206,7 @@ class Answer:
         decoded = self._decoded(data, torn=torn)
         if decoded is None:
             return False
-        if decoded.response is not None or isinstance(decoded.type, str):
+        if decoded.response is not None or (isinstance(decoded.type, str) and decoded.choices is None):
             self._take_typed(decoded)
             return False
         if decoded.usage is None and isinstance(decoded.x_groq, dict):

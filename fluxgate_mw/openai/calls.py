@@ -241,13 +241,18 @@ class OpenAICall(Call, eq=False):
         return content
 
     def _follow(self, response: Any) -> None:
-        content_type = response.headers.get("content-type", "") if hasattr(response, "iter_bytes") else "audio/"
-        if not self.stream and content_type.startswith(_BINARY):
+        if not hasattr(response, "iter_bytes") and not self.stream:
             self._finish(Answer(), Ending("SUCCESS"))
             return
-        sse = self.stream or "event-stream" in content_type
-        keep_texts = self.recorder.settings.capture_content
-        following = Watch(self.ended, self.first_chunk, sse=sse, hide_usage=self.hide_usage, keep_texts=keep_texts)
+        content_type = response.headers.get("content-type", "")
+        following = Watch(
+            self.ended,
+            self.first_chunk,
+            sse=self.stream or "event-stream" in content_type,
+            hide_usage=self.hide_usage,
+            keep_texts=self.recorder.settings.capture_content,
+            blind=not self.stream and content_type.startswith(_BINARY),
+        )
         follow(response, following)
 
     def _waits(self, answer: Answer) -> bool:

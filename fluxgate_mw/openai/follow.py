@@ -11,7 +11,7 @@ import copyreg
 import os
 import sys
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 from fluxgate_mw.openai.watch import Watch
@@ -98,7 +98,7 @@ def _sync_methods(base: Any) -> dict[str, Any]:
 
     def iter_raw(self: Any, chunk_size: int | None = None) -> Any:
         watch = _of(self)
-        if watch is None or watch.done or watch.inside or _ENCODING in self.headers:
+        if watch is None or watch.done or watch.inside or _is_packed(self):
             return base.iter_raw(self, chunk_size)
         return _follow(self, base, watch, base.iter_raw, chunk_size)
 
@@ -119,7 +119,7 @@ def _async_methods(base: Any) -> dict[str, Any]:
 
     def aiter_raw(self: Any, chunk_size: int | None = None) -> Any:
         watch = _of(self)
-        if watch is None or watch.done or watch.inside or _ENCODING in self.headers:
+        if watch is None or watch.done or watch.inside or _is_packed(self):
             return base.aiter_raw(self, chunk_size)
         return _afollow(self, base, watch, base.aiter_raw, chunk_size)
 
@@ -134,7 +134,7 @@ def _async_methods(base: Any) -> dict[str, Any]:
 def _follow(
     response: Any, base: type, watch: Watch, read: Callable[..., Iterator[bytes]], size: int | None
 ) -> Iterator[bytes]:
-    if size is None or not watch.hides:
+    if not size or not watch.hides:
         return watch.read_by(_followed(response, base, watch, read(response, size)))
     return _cut(watch.read_by(_followed(response, base, watch, read(response))), size)
 
@@ -142,12 +142,30 @@ def _follow(
 def _afollow(
     response: Any, base: type, watch: Watch, read: Callable[..., AsyncIterator[bytes]], size: int | None
 ) -> AsyncIterator[bytes]:
-    if size is None or not watch.hides:
+    if not size or not watch.hides:
         return watch.read_by(_afollowed(response, base, watch, read(response, size)))
     return _acut(watch.read_by(_afollowed(response, base, watch, read(response))), size)
 
 
+def _is_packed(response: Any) -> bool:
+    """Say whether the body's own bytes are not there to be looked at: compressed, or unpacked already."""
+    return _ENCODING in response.headers or hasattr(response, "_content")
+
+
+def _is_refused(response: Any, reading: str) -> bool:
+    """Say whether the library raises over who begins to read: another reads, or the body is for the other kind."""
+    return not hasattr(response, "_content") and (response.is_stream_consumed or not hasattr(response.stream, reading))
+
+
+def _broke(error: BaseException, chunks: object, frame: str) -> bool:
+    """Say whether the body itself has broken off, not its reader."""
+    return isinstance(error, Exception) and getattr(chunks, frame, chunks) is None
+
+
 def _followed(response: Any, base: type, watch: Watch, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    if _is_refused(response, "__iter__"):
+        yield from chunks
+        return
     try:
         for chunk in chunks:
             if passed := watch.glance(chunk) or watch.look(chunk):
@@ -156,13 +174,20 @@ def _followed(response: Any, base: type, watch: Watch, chunks: Iterator[bytes]) 
             yield rest
         watch.finish(exhausted=True)
     except BaseException as error:
+        torn = watch.torn() if _broke(error, chunks, "gi_frame") else b""
         watch.finish(None if isinstance(error, GeneratorExit) else error)
+        if torn:
+            yield torn
         raise
     finally:
         _release(response, base)
 
 
 async def _afollowed(response: Any, base: type, watch: Watch, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if _is_refused(response, "__aiter__"):
+        async for chunk in chunks:
+            yield chunk
+        return
     try:
         async for chunk in chunks:
             if passed := watch.glance(chunk) or watch.look(chunk):
@@ -171,10 +196,14 @@ async def _afollowed(response: Any, base: type, watch: Watch, chunks: AsyncItera
             yield rest
         watch.finish(exhausted=True)
     except BaseException as error:
+        torn = watch.torn() if _broke(error, chunks, "ag_frame") else b""
         watch.finish(None if isinstance(error, GeneratorExit) else error)
+        if torn:
+            yield torn
         raise
     finally:
         _release(response, base)
+        await _close(chunks)
 
 
 def _cut(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
@@ -187,14 +216,23 @@ def _cut(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
         yield held
 
 
+async def _close(chunks: AsyncIterator[bytes]) -> None:
+    """Close with the reader what he reads from; left to itself it would be closed at some later turn of the loop."""
+    if isinstance(chunks, AsyncGenerator):
+        await chunks.aclose()
+
+
 async def _acut(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
     held = b""
-    async for chunk in chunks:
-        parts, held = _parts(held + chunk, size)
-        for part in parts:
-            yield part
-    if held:
-        yield held
+    try:
+        async for chunk in chunks:
+            parts, held = _parts(held + chunk, size)
+            for part in parts:
+                yield part
+        if held:
+            yield held
+    finally:
+        await _close(chunks)
 
 
 def _parts(held: bytes, size: int) -> tuple[Iterator[bytes], bytes]:

@@ -31,12 +31,12 @@ class Passing:
 
     def answered(self, result: object) -> bool:  # noqa: ARG002  (as of `OpenAICall`)
         """See `OpenAICall`. Always True."""
-        self.response = self.client = None
+        self.response = self.client = self.options = None
         return True
 
     def failed(self, error: BaseException) -> None:  # noqa: ARG002  (as of `OpenAICall`)
         """See `OpenAICall`."""
-        self.response = self.client = None
+        self.response = self.client = self.options = None
 
 
 class Retrieval(Passing):

@@ -98,21 +98,27 @@ def _answered(call: OpenAICall | Passing, result: object) -> None:
 
 
 def _failed(call: OpenAICall | Passing, error: BaseException) -> None:
-    if not guarded("openai", _is_told, call, None):
+    if not guarded("openai", _is_told, call, error):
         guarded("openai", call.failed, error)
+        if isinstance(call, OpenAICall):
+            register(error, call)
 
 
 def _is_told(call: OpenAICall | Passing, result: object) -> bool:
-    """Say whether the call has ended where it was sent, or its client sent nothing and another's call stands for it."""
+    """Say whether the call has ended where it was sent, or its client sent nothing and another call stands for it.
+
+    That is another client's, or one that was sent from another thread, or whose answer was kept and is given again.
+    """
     if not isinstance(call, OpenAICall):
         return False
-    teller = call
+    known = call_of(result)
+    teller = known or call
     if call.client is not None:
-        if not call.outside or call.inner is None:
+        if not call.outside or (call.inner or known) is None:
             return False
-        teller = call.inner
+        teller = call.inner or teller
         call.leave()
-    if result is not None and call_of(result) is None:
+    if known is None:
         register(result, teller)
     return True
 

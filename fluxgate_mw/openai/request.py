@@ -65,12 +65,12 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
     outer = in_hand.get()
     if outer is None or not isinstance(outer, OpenAICall | Passing):
         return _begun(client, options, stream, origin)
-    if outer.client is client:
+    if outer.client is client and not _is_inside(outer, options):
         return _sent(outer, options) if origin.last else None
     call = _begun(client, options, stream, _handed_on(outer, options, origin))
     if isinstance(call, OpenAICall) and isinstance(outer, OpenAICall) and outer.api_path == call.api_path:
         outer.inner = call
-    return call
+    return call or Passing(client, options)  # what is got inside of a call is not that call's answer
 
 
 def _begun(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall | Passing | None:  # noqa: FBT001
@@ -111,6 +111,11 @@ def _begun(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICal
     if stream:
         _ask_for_usage(call, options, body)
     return call
+
+
+def _is_inside(outer: OpenAICall | Passing, options: Any) -> bool:
+    """Say whether a request is another that the client makes while it sends the first: in a hook, or a transport."""
+    return isinstance(outer, OpenAICall) and not outer.outside and outer.options is not options
 
 
 def _sent(outer: OpenAICall | Passing, options: Any) -> OpenAICall | None:
@@ -165,6 +170,8 @@ def _ask_for_usage(call: OpenAICall, options: Any, body: Mapping[str, Any]) -> N
 
     Where a client that handed this on asked already, its own provider did: this one is asked, or not, by its own.
     """
+    if not body:
+        return
     accepted = asks_for_usage(call.provider_name(), call.api_path or "", _api_version(call.client, call.base_url))
     asked = body.get("stream_options")
     if isinstance(asked, _OnBehalf):
@@ -197,7 +204,8 @@ def _with_stream_options(options: Any, stream_options: Any) -> Any:
     """Return a copy that sends these; None sends none."""
     copied = options.model_copy() if hasattr(options, "model_copy") else options.copy()
     extra = getattr(options, "extra_json", None)
-    place = "extra_json" if isinstance(extra, Mapping) and "stream_options" in extra else "json_data"
+    beside = isinstance(extra, Mapping) and (options.json_data is None or "stream_options" in extra)
+    place = "extra_json" if beside else "json_data"
     given = {**getattr(options, place), "stream_options": stream_options}
     if stream_options is None:
         del given["stream_options"]

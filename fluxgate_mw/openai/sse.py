@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["event_data", "is_text", "split_events", "without_null_usage"]
+__all__ = ["event_data", "is_comment", "is_text", "split_events", "without_null_usage"]
 
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
@@ -37,6 +37,14 @@ def event_data(event: bytes) -> bytes | None:
         return event[6:]
     lines = [line[5:].removeprefix(b" ") for line in _LINE_END.split(event) if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
+
+
+def is_comment(chunk: bytes) -> bool:
+    """Say whether these bytes bring nothing yet: lines by which a server shows that it is there.
+
+    Source: https://openrouter.ai/docs/api_reference/streaming, openai/openai-go#227 (read 2026-11).
+    """
+    return all(line.startswith(b":") for line in _LINE_END.split(chunk) if line)
 
 
 def is_text(data: bytes) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from inspect import iscoroutinefunction
 from typing import Any, Final
 
 from openai._resource import AsyncAPIResource, SyncAPIResource
@@ -84,13 +85,27 @@ def _connect(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _send(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the HTTP client's method, sync or async alike, looking at what is sent outside of any call."""
+    """Return the HTTP client's method, looking at what is sent outside of any call."""
+    if iscoroutinefunction(original):
+        return _asend(original)
 
     @functools.wraps(original)
     def send(client: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         if in_hand.get() is None:
             guarded("uncovered", _look, request)
         return original(client, request, *args, **kwargs)
+
+    return yields(send, original)
+
+
+def _asend(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Return as much of an async one: a coroutine function again, as `unittest.mock` and others look for."""
+
+    @functools.wraps(original)
+    async def send(client: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        if in_hand.get() is None:
+            guarded("uncovered", _look, request)
+        return await original(client, request, *args, **kwargs)
 
     return yields(send, original)
 

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from fluxgate_mw import diagnostics
 from fluxgate_mw.openai.answer import Answer
 from fluxgate_mw.openai.plain import Glance, alike, plain_event
-from fluxgate_mw.openai.sse import split_events, without_null_usage
+from fluxgate_mw.openai.sse import is_comment, split_events, without_null_usage
 from fluxgate_mw.recorder import guarded
 
 __all__ = ["Watch"]
@@ -40,19 +40,16 @@ def _unknown(_chunk: bytes) -> None:
     """Know no chunk at a glance."""
 
 
-def _nothing() -> None:
-    """Refer to nothing."""
-
-
 class Watch:
     """What one response in flight has brought so far.
 
     Args:
         end: Called once, with the answer, the error that broke it (or None), and whether it was read to its end.
-        first: Called at the first chunk.
+        first: Called at the first chunk that is more than a comment.
         sse: The body is server-sent events; else JSON.
         hide_usage: We asked for usage on the caller's behalf: keep what that adds from him.
         keep_texts: Keep the texts that a stream delivers.
+        blind: Of the body nothing is to be read but when it began and ended.
 
     Attributes:
         glance: What tells a plain event at once; see `plain`.
@@ -73,7 +70,7 @@ class Watch:
         "_hide_usage",
         "_last",
         "_learned",
-        "_reader",
+        "_readers",
         "_sse",
         "answer",
         "done",
@@ -82,16 +79,23 @@ class Watch:
     )
 
     def __init__(
-        self, end: End, first: Callable[[], None], *, sse: bool, hide_usage: bool, keep_texts: bool = False
+        self,
+        end: End,
+        first: Callable[[], None],
+        *,
+        sse: bool,
+        hide_usage: bool,
+        keep_texts: bool = False,
+        blind: bool = False,
     ) -> None:
         self._end = end
-        self._first = first
+        self._first: Callable[[], None] | None = first
         self._sse = sse
         self._hide_usage = hide_usage
         self._held = bytearray()
         self._body = bytearray()
-        self._blind = False
-        self._reader: Callable[[], Any] = _nothing
+        self._blind = blind
+        self._readers: list[weakref.ref[Any]] = []
         self._glances: deque[Glance] = deque(maxlen=_KINDS)
         self._learned = 0
         self._last: Glance = _unknown
@@ -106,11 +110,12 @@ class Watch:
 
     def look(self, chunk: bytes) -> bytes:
         """Read a chunk that is not known at a glance, and return what of it the caller gets now."""
+        self.seen = True
+        if self._first is not None and not (self._sse and is_comment(chunk)):
+            self._first()
+            self._first = None
         if self._blind:
             return chunk
-        if not self.seen:
-            self.seen = True
-            self._first()
         held, passed = self._held, None
         if len(held) + len(self._body) + len(chunk) > MOST_HELD_BYTES:
             diagnostics.note("answer_too_large", "an answer is too large to be looked at; its usage is not known")
@@ -135,6 +140,10 @@ class Watch:
             guarded("openai_stream", self.answer.read_event, held, torn=True)
         return held if self._hide_usage else b""
 
+    def torn(self) -> bytes:
+        """Return what is still held back from the caller where the body breaks off."""
+        return bytes(self._held) if self._hide_usage else b""
+
     def finish(self, error: BaseException | None = None, *, exhausted: bool = False) -> None:
         """End the call, the first time."""
         if not self.done:
@@ -153,8 +162,8 @@ class Watch:
         self._end = _nobody
 
     def read_by(self, reader: _T) -> _T:
-        """Return the generator through which the caller reads, and remember it."""
-        self._reader = weakref.ref(reader)
+        """Return a generator through which the caller may read, and remember it."""
+        self._readers.append(weakref.ref(reader))
         return reader
 
     @property
@@ -165,8 +174,8 @@ class Watch:
     @property
     def inside(self) -> bool:
         """Whether the next chunk is being waited for; else the caller has the last one."""
-        reader = self._reader()
-        return getattr(reader, "gi_running", False) or getattr(reader, "ag_running", False)
+        readers = [known() for known in self._readers]
+        return any(getattr(reader, "gi_running", False) or getattr(reader, "ag_running", False) for reader in readers)
 
     def _read(self, chunk: bytes) -> bytes:
         if not self._sse:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+
 import openai
 import pytest
 
@@ -54,6 +57,25 @@ def test_azures_whole_address_on_a_plain_client(events, stream):
     assert len(list(answered)) == (3 if stream else len(CHAT))
     assert (b"include_usage" in seen[0]) is stream
     assert [(e.provider_name, e.input_tokens) for e in events] == [("azure", 12)]
+
+
+def test_a_stream_whose_body_is_given_beside_is_asked_for_usage_there(events):
+    """Where there is no `body`, `extra_json` is all of it."""
+    options = {"extra_json": {**ASKED, "stream": True}}
+    asked = {"cast_to": object, "stream": True, "stream_cls": openai.Stream[object]}
+    answered = sync_client(obliging("Hi")).post("/chat/completions", options=options, **asked)
+    assert len(list(answered)) == 3
+    assert [(e.request_model, e.input_tokens) for e in events] == [("gpt-4o-mini", 12)]
+
+
+@pytest.mark.skipif("content" not in inspect.signature(openai.OpenAI.post).parameters, reason="this client has none")
+def test_a_stream_that_is_asked_for_in_bytes_is_recorded(events):
+    """What is no JSON of the client's cannot ask for usage; the call is one all the same."""
+    content = json.dumps({**ASKED, "stream": True}).encode()
+    asked = {"cast_to": object, "stream": True, "stream_cls": openai.Stream[object]}
+    answered = sync_client(obliging("Hi")).post("/chat/completions", content=content, **asked)
+    assert len(list(answered)) == 3
+    assert [(e.status, e.response_model, e.usage_source) for e in events] == [("SUCCESS", CHAT["model"], "none")]
 
 
 @pytest.mark.parametrize("url", ["responses/resp_1", "/responses/resp_1", "https://api.openai.com/v1/responses/resp_1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -51,6 +52,24 @@ class Insistent(openai.OpenAI):
             return super().request(cast_to, options, **kwargs)
         except openai.APIStatusError:
             return super().request(cast_to, options, **kwargs)
+
+
+class Threaded(openai.OpenAI):
+    """Asks from a thread of its own, which knows nothing of the context."""
+
+    def request(self, *args, **kwargs):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(super().request, *args, **kwargs).result()
+
+
+class Cached(openai.OpenAI):
+    """Gives again what was answered before."""
+
+    kept = None
+
+    def request(self, *args, **kwargs):
+        self.kept = self.kept or super().request(*args, **kwargs)
+        return self.kept
 
 
 def _routed(handler, kind=Routed, client=sync_client):
@@ -191,3 +210,35 @@ def test_a_tracker_over_a_fallback_keeps_its_context(patched):
 
 def _either(request):
     return obliging("Hi")(request) if json.loads(request.content).get("stream") else answer(CHAT)
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_asked_from_another_thread_is_one_event(fg, events, stream, tracked):
+    """One POST is one event, also where the thread that sends it does not know of the call."""
+    client = sync_client(_either, Threaded)
+    client = create_openai_cost_tracker(client, fg) if tracked else client
+    answered = client.chat.completions.create(**CREATE, stream=stream)
+    assert len(list(answered)) == (3 if stream else len(list(answered)))
+    assert [(e.status, e.input_tokens) for e in events] == [("SUCCESS", 12)]
+    assert tracking(answered).tracking_id == events[0].event_id
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_what_fails_in_another_thread_is_one_event(fg, events, tracked):
+    """And so is one that is refused."""
+    client = sync_client(lambda r: answer({}, 500), Threaded)
+    client = create_openai_cost_tracker(client, fg) if tracked else client
+    with pytest.raises(openai.InternalServerError):
+        client.chat.completions.create(**CREATE)
+    assert [(e.status, e.http_status) for e in events] == [("ERROR", 500)]
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_an_answer_that_a_client_gives_again_is_no_other_call(fg, events, tracked):
+    """What comes from a subclass's own cache costs nothing (langfuse#2112)."""
+    client = sync_client(lambda r: answer(CHAT), Cached)
+    client = create_openai_cost_tracker(client, fg) if tracked else client
+    first, second = (client.chat.completions.create(**CREATE) for _ in range(2))
+    assert first is second
+    assert [e.input_tokens for e in events] == [12]

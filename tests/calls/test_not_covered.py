@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+from unittest import mock
 
 import openai
 import openai.resources
@@ -188,3 +189,13 @@ def test_an_openai_call_inside_a_tracked_block_is_an_event_of_its_own(events):
     with track():
         client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
     assert [e.request_model for e in events] == ["gpt-4o-mini", None]
+
+
+def test_an_async_method_that_is_looked_at_is_one_still(fg):
+    """`unittest.mock` makes of it what can be awaited, as without us, and who asks `inspect` is told the same."""
+    send = http.AsyncClient.send
+    assert inspect.iscoroutinefunction(send)
+    assert not inspect.iscoroutinefunction(http.Client.send)
+    with mock.patch.object(http.AsyncClient, "send") as mocked:
+        assert isinstance(mocked, mock.AsyncMock)
+    assert http.AsyncClient.send is send

@@ -276,3 +276,25 @@ def test_any_document_at_all(document, stream):
         compared(SHOWN.plain, lambda: Reply(sse(content), headers=SSE))
     else:
         compared(CHAT.plain, lambda: Reply(content))
+
+
+def test_a_chat_whose_chunks_have_a_type():
+    """A chunk with choices is one of a chat, whatever type it names: its reasons, texts and usage count as such."""
+    chunks = [
+        chunk("Hi", type="message"),
+        chunk(" there", type="message"),
+        chunk(choices=finish("length"), type="info"),
+    ]
+    body = sse(*chunks, chunk(choices=[], usage=USAGE, type="usage"))
+    with recorded() as events:
+        read = list(Wire(Reply(body, headers=SSE)).client().chat.completions.create(**ASKED, stream=True))
+        cut = Reply([sse(chunks[0], done=False), body], headers=SSE)
+        stream = Wire(cut).client().chat.completions.create(**ASKED, stream=True)
+        next(stream)
+        stream.close()
+    assert len(read) == 3
+    assert [(event.status, event.usage_source) for event in events] == [
+        ("MAX_TOKENS", "provider"),
+        ("CANCELLED", "estimated"),
+    ]
+    assert [event.output_tokens for event in events] == [5, 1]

@@ -12,7 +12,9 @@ from openai._base_client import SyncAPIClient
 
 from fluxgate_mw import FluxGate, create_openai_cost_tracker, instrument_openai, uninstrument_openai
 from fluxgate_mw.testing import capture_events
-from tests.calls.mocks import CHAT, MESSAGES, answer, chat_events, streamed, sync_client
+from tests.calls.mocks import CHAT, MESSAGES, RESPONSE, answer, chat_events, http, streamed, sync_client
+from tests.calls.service import Service
+from tests.calls.service import sync_client as service_client
 
 FOUND = SyncAPIClient.__dict__["request"]
 
@@ -204,6 +206,52 @@ def test_a_call_made_by_another_client_inside_a_call_is_an_event_of_its_own(even
 
     sync_client(asking).chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
     assert [e.request_model for e in events] == ["gpt-4o", "gpt-4o-mini"]
+
+
+@pytest.mark.parametrize("patched", [True, False], ids=["patch on", "patch off"])
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_made_by_the_same_client_inside_a_call_is_an_event_of_its_own(patched, tracked, stream):
+    """A guard in the client's own `_prepare_options` makes two POSTs, and so does one in a hook of its HTTP client."""
+
+    class Guarded(openai.OpenAI):
+        def _prepare_options(self, options):
+            if options.url == "/chat/completions":
+                self.moderations.create(input="is this harmful?", model="omni-moderation-latest")
+            return super()._prepare_options(options)
+
+    fg = FluxGate(instrument=patched)
+    service = Service()
+    client = service_client(service, Guarded)
+    client = create_openai_cost_tracker(client, fg) if tracked else client
+    with capture_events() as events:
+        answered = client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, stream=stream)
+        assert [path for _, path, _ in service.requests] == ["/moderations", "/chat/completions"]
+        assert not stream or list(answered)
+    expected = [("moderation", None), ("chat", 20)] if patched or tracked else []
+    assert [(e.operation_name, e.input_tokens) for e in events] == expected
+    fg.stop()
+
+
+def test_what_is_got_inside_a_call_is_not_its_answer(events):
+    """A call that fails after a hook of its client has got another's answer has not that one's usage."""
+
+    class Looking(openai.OpenAI):
+        def _prepare_options(self, options):
+            if options.method == "post":
+                self.responses.retrieve("resp_1")
+            return super()._prepare_options(options)
+
+    def serve(request):
+        if request.method == "POST":
+            raise http.ConnectError("refused")
+        return answer(RESPONSE)
+
+    with pytest.raises(openai.APIConnectionError):
+        sync_client(serve, Looking).chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
+    assert [(e.status, e.http_status, e.input_tokens, e.usage_source) for e in events] == [
+        ("ERROR", None, None, "none")
+    ]
 
 
 def _traced(function):

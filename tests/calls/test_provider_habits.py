@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import openai
 import pytest
@@ -157,3 +158,16 @@ def test_an_answer_larger_than_the_queue_is_recorded(tmp_path):
         assert fg.flush(5)
         assert fg.statistics().dropped == {}
         assert fg.statistics().spooled == 1
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_a_comment_is_no_first_chunk(end):
+    """By comments OpenRouter shows that it is there; the time to the first chunk is that to the first of the answer."""
+    wire = Wire(Reply([b": OPENROUTER PROCESSING" + end, sse(chunk("Hi"), chunk(choices=finish()))], headers=SSE))
+    completions = wire.client(base_url="https://openrouter.ai/api/v1").chat.completions
+    with recorded() as events, completions.with_streaming_response.create(**ASKED, stream=True) as response:
+        parts = response.iter_bytes()
+        assert next(parts).startswith(b":")
+        time.sleep(0.04)
+        assert b"Hi" in b"".join(parts)
+    assert 40 <= events[0].time_to_first_chunk_ms <= events[0].latency_ms

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import time
+from contextlib import aclosing
 
 import pytest
 
 from fluxgate_mw import tracking
 from fluxgate_mw.openai.estimate import estimate_tokens
-from tests.calls.clients import ASKED, SSE, Reply, Wire, chunk, finish, httpx, recorded, sse
+from tests.calls.clients import ASKED, SSE, Reply, Wire, chunk, completion, finish, httpx, recorded, sse
 from tests.calls.streaming import AS_ASKED, ENDLESS, STREAM, TEXTS, USAGE, WITHOUT, counts
 
 
@@ -141,6 +144,25 @@ async def test_an_asynchronous_stream_left_early(leave):
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("size", [None, 10])
+@pytest.mark.parametrize("reading", ["aiter_bytes", "aiter_raw"])
+async def test_a_reader_that_is_closed_gives_the_connection_back_when_it_does_without_us(reading, size):
+    """httpx2 does so at once: `aclosing(response.aiter_bytes())` leaves no open connection behind."""
+
+    async def closed():
+        wire = Wire(Reply(ENDLESS, headers=SSE))
+        stream = await wire.async_client().chat.completions.create(**ASKED, stream=True)
+        async with aclosing(getattr(stream.response, reading)(size)) as parts:
+            await anext(parts)
+        return stream.response.is_closed, wire.bodies[0].closed
+
+    without = await closed()
+    with recorded() as events:
+        assert await closed() == without
+    assert len(events) == 1
+
+
+@pytest.mark.anyio
 async def test_a_cancelled_reader():
     """Cancellation passes to the task and ends the call as cancelled (litellm#35958).
 
@@ -208,6 +230,80 @@ def test_an_error_event_in_the_stream():
     assert event.error_type
 
 
+@pytest.mark.parametrize("size", [None, 0, 7])
+@pytest.mark.parametrize("reading", ["iter_bytes", "iter_raw", "iter_text"])
+def test_the_parts_before_a_break(reading, size):
+    """Who reads them himself gets all that came, and then the error, as without us."""
+    parts = [WITHOUT[:-30]]
+
+    def read(got):
+        completions = Wire(Reply(parts, headers=SSE, error=httpx.ReadError("gone"))).client().chat.completions
+        with completions.with_streaming_response.create(**ASKED, stream=True) as response:
+            got.extend(getattr(response.http_response, reading)(size))
+
+    async def aread(got):
+        completions = Wire(Reply(parts, headers=SSE, error=httpx.ReadError("gone"))).async_client().chat.completions
+        async with completions.with_streaming_response.create(**ASKED, stream=True) as response:
+            async for part in getattr(response.http_response, f"a{reading}")(size):
+                got.append(part)
+
+    def told(read, *, run=lambda result: result):
+        got = []
+        with pytest.raises((httpx.ReadError, ValueError)) as error:
+            run(read(got))
+        return got[0][:0].join(got) if got else None, error.type, error.value.args
+
+    without = told(read), told(aread, run=asyncio.run)
+    with recorded() as events:
+        assert (told(read), told(aread, run=asyncio.run)) == without
+    assert len(events) == 2
+
+
+MID_EVENT = [AS_ASKED[:250], AS_ASKED[250:]]
+"""Cut in the middle of the second event."""
+
+
+@pytest.mark.parametrize("reading", ["read", "iter_raw", "iter_lines"])
+def test_who_may_not_read_a_stream_does_not_end_it(reading):
+    """Reading beside the reader raises, as without us; the reader loses no byte by it, and the call no usage."""
+    with recorded() as events:
+        stream = Wire(Reply(MID_EVENT, headers=SSE)).client().chat.completions.create(**ASKED, stream=True)
+        read = [next(stream)]
+        with pytest.raises(httpx.StreamConsumed):
+            b"".join(getattr(stream.response, reading)())
+        read += stream
+    assert [chunk.choices[0].delta.content for chunk in read] == ["", *TEXTS, None]
+    assert [(event.status, counts(event)) for event in events] == [("SUCCESS", (12, 5, 4, 2))]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("reading", ["read", "aread"])
+async def test_who_may_not_read_an_asynchronous_stream_does_not_end_it(reading):
+    """Nor does who reads it as if it were of the other kind."""
+    with recorded() as events:
+        stream = await Wire(Reply(MID_EVENT, headers=SSE)).async_client().chat.completions.create(**ASKED, stream=True)
+        read = [await anext(stream)]
+        with pytest.raises(httpx.StreamConsumed):
+            await _tried(stream.response, reading)
+        read += [chunk async for chunk in stream]
+    assert [chunk.choices[0].delta.content for chunk in read] == ["", *TEXTS, None]
+    assert [(event.status, counts(event)) for event in events] == [("SUCCESS", (12, 5, 4, 2))]
+
+
+async def _tried(response, reading):
+    return await response.aread() if reading == "aread" else response.read()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_reader_that_is_never_used_takes_nothing_from_the_other(late):
+    """Of two readers of one answer the one that reads is followed, whichever was made first."""
+    wire = Wire(Reply(json.dumps(completion()).encode()))
+    with recorded() as events, wire.client().chat.completions.with_streaming_response.create(**ASKED) as answer:
+        readers = [answer.http_response.iter_bytes() for _ in range(2)]
+        assert json.loads(b"".join(readers[late])) == completion()
+    assert [(event.status, event.input_tokens) for event in events] == [("SUCCESS", 12)]
+
+
 def test_a_stream_without_done():
     """A stream that ends after its finish reason is whole, `[DONE]` or not."""
     body = sse(chunk("Hi"), chunk(choices=finish()), chunk(choices=[], usage=USAGE), done=False)
@@ -230,3 +326,39 @@ def test_an_event_without_its_blank_line_at_the_end():
     with recorded() as events:
         assert STREAM.plain(Wire(Reply([body], headers=SSE))) == without
     assert events[0].status == "SUCCESS"
+
+
+def _spoken(wire):
+    speech = wire.client().audio.speech.with_streaming_response
+    return speech.create(model="tts-1", voice="alloy", input="Hello")
+
+
+SOUND = {"headers": {"content-type": "audio/mpeg"}}
+
+
+def test_sound_that_breaks_off():
+    """What is spoken while it is read ends as its reader sees it end, not when its headers come."""
+    with recorded() as events, _spoken(Wire(Reply([b"so"], error=httpx.ReadError("gone"), **SOUND))) as sound:
+        assert events == []
+        with pytest.raises(httpx.ReadError):
+            sound.read()
+    assert [(event.status, event.error_type, event.http_status) for event in events] == [("ERROR", "ReadError", 200)]
+
+
+def test_how_long_sound_takes():
+    """Its latency is that of the whole, and its first chunk has a time."""
+    with recorded() as events, _spoken(Wire(Reply([b"so", b"und"], **SOUND))) as sound:
+        parts = sound.iter_bytes()
+        assert (next(parts), events) == (b"so", [])
+        time.sleep(0.02)
+        assert b"".join(parts) == b"und"
+    [event] = events
+    assert event.status == "SUCCESS"
+    assert event.time_to_first_chunk_ms + 20 <= event.latency_ms
+
+
+def test_sound_that_is_left_early():
+    """Who closes it before its end has cancelled it."""
+    with recorded() as events, _spoken(Wire(Reply([b"so", b"und"], **SOUND))) as sound:
+        next(sound.iter_bytes())
+    assert [event.status for event in events] == ["CANCELLED"]
