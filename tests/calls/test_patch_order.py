@@ -8,15 +8,25 @@ import itertools
 
 import openai
 import pytest
-from openai._base_client import SyncAPIClient
+from openai._base_client import AsyncAPIClient, SyncAPIClient
 
 from fluxgate_mw import FluxGate, create_openai_cost_tracker, instrument_openai, uninstrument_openai
+from fluxgate_mw.errors import InstrumentationError
 from fluxgate_mw.testing import capture_events
 from tests.calls.mocks import CHAT, MESSAGES, RESPONSE, answer, chat_events, http, streamed, sync_client
 from tests.calls.service import Service
 from tests.calls.service import sync_client as service_client
 
 FOUND = SyncAPIClient.__dict__["request"]
+
+
+def test_a_client_of_unknown_shape_is_left_as_it_is(monkeypatch):
+    """Nothing is patched where half of it could not be, and what to say is in the error."""
+    with monkeypatch.context() as patched:
+        patched.delattr(AsyncAPIClient, "request")
+        with pytest.raises(InstrumentationError, match=r"AsyncAPIClient has no request method; nothing was patched"):
+            instrument_openai()
+        assert SyncAPIClient.__dict__["request"] is FOUND
 
 
 class Other:
