@@ -1,7 +1,7 @@
 """Run tests on other releases than this environment's: `python -m tests.versions [NAME ...]`, by parts of names.
 
 A row of `ENVIRONMENTS` says what it is made of, what runs there, and what is lacking there with the reason. Each is
-kept as `.venv-NAME`, and made again only when what it needs has changed. Three run at once.
+kept as `.venv-NAME`, and made again only when what it needs has changed. Two run at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xml.etree import ElementTree as ET
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 TIMEOUT_S: Final = 900
-AT_ONCE: Final = 3
+AT_ONCE: Final = 2
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,7 @@ ENVIRONMENTS: Final = (
         oldest=("openai", *RUN_TIME),
         lacking={
             "tests/calls/test_chunks_that_raise.py::test_what_a_strict_client_raises_over": "it closes nothing then",
+            "tests/calls/test_by_hand.py::test_a_stream_that_is_asked_for_in_bytes_is_recorded": "it takes none",
             LATE_CLIENT: "one HTTP library only",
         },
     ),
@@ -266,7 +267,17 @@ def interpreter(environment: Environment, base: str) -> Path:
     python, made_for = environment.folder / "bin" / "python", environment.folder / "made-for"
     wanted = "\n".join([base, sys.version, *requirements(environment)])
     if not made_for.exists() or made_for.read_text() != wanted:
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", *requirements(environment)]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(python),
+            "install",
+            "-q",
+            "--no-compile",
+            *requirements(environment),
+        ]
         for command in ([base, "-m", "venv", "--clear", str(environment.folder)], pip):
             subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         made_for.write_text(wanted)
