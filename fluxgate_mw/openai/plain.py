@@ -38,6 +38,8 @@ Source: `include_obfuscation` in `openai.types.chat.ChatCompletionStreamOptionsP
 _ALNUM: Final = (string.digits + string.ascii_letters).encode()
 _SPELLED_AS_THEY_ARE: Final = bytes(set(range(ord(" "), 0x7F)) - set(b'"\\'))
 """The ASCII characters that stand in a JSON string as themselves."""
+_SHORT: Final = 32
+"""Bytes of a text up to which it is quicker to look at each of them than to decode it."""
 _BACKSLASH: Final = ord("\\")
 _decode_text: Final = msgspec.json.Decoder(str).decode
 _NO_TEXT: Final = (msgspec.MsgspecError, UnicodeDecodeError)
@@ -106,6 +108,13 @@ def _text_bytes(string: bytes) -> int | None:
     return len(text) if text.isascii() else len(text.encode())
 
 
+def _spelled_bytes(spelled: bytes) -> int | None:
+    """Return the UTF-8 bytes of what is spelled so between the quotes of a JSON string; None where it is no text."""
+    if len(spelled) <= _SHORT and not spelled.strip(_SPELLED_AS_THEY_ARE):
+        return len(spelled)
+    return _text_bytes(b'"%b"' % spelled)
+
+
 def alike(event: bytes, known: PlainEvent, counts: Counts, *, hide_usage: bool) -> Glance | None:
     """Return what knows the events that differ from this one in their text, their number and their padding only.
 
@@ -141,7 +150,7 @@ def _of_chat(before: bytes, after: bytes, counts: Counts, *, hide_usage: bool) -
         spelled, rest = chunk[first:end], chunk[end + width :]
         if end < 0 or not chunk.startswith(before) or rest.lstrip(changing) != ending:
             return None
-        size = _text_bytes(b'"%b"' % spelled) if spelled.strip(_SPELLED_AS_THEY_ARE) else end - first
+        size = _spelled_bytes(spelled)
         if size is None:
             return None
         counts.delivered_bytes += size
@@ -162,7 +171,7 @@ def _of_responses(before: bytes, after: bytes, counts: Counts) -> Glance:
         text = _after_all(between, head[len(start) :])
         if text is None or _after_all(behind, rest) != b"":
             return None
-        size = _text_bytes(b'"%b"' % text)
+        size = _spelled_bytes(text)
         if size is None:
             return None
         counts.delivered_bytes += size
