@@ -65,6 +65,7 @@ class OpenAICall(Call, eq=False):
         azure: It is a client of Azure.
         tracked: An explicit tracker made it, not the patch.
         outside: It was begun where a subclass's own `request` is still to come, which may ask whomever it likes.
+        sent_in: What marks the context that sends it, once it does, where it was begun outside.
         inner: The last call of another client to the same path that was made inside of it.
     """
 
@@ -78,6 +79,7 @@ class OpenAICall(Call, eq=False):
     azure: bool = False
     tracked: bool = False
     outside: bool = False
+    sent_in: object = None
     inner: OpenAICall | None = None
     _http_status: int | None = None
     _said_cost: str | None = None

@@ -6,6 +6,7 @@ The caller's arguments are never changed: where usage is asked for on his behalf
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any, Final
 
 import msgspec
@@ -26,6 +27,10 @@ _AZURE_V1: Final = "/openai/v1"
 _NO_BODY: Final[Mapping[str, Any]] = {}
 _PLAIN: Final = frozenset({SyncAPIClient.base_url, openai.OpenAI.base_url, openai.AsyncOpenAI.base_url})
 """Properties that return `_base_url`; those of openai 3 import a module first, each time."""
+
+
+_sent_in: Final[ContextVar[object]] = ContextVar("fluxgate_sent_in", default=None)
+"""See `OpenAICall.sent_in`."""
 
 
 class _OnBehalf(dict[str, Any]):
@@ -65,7 +70,7 @@ def begin(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICall
     outer = in_hand.get()
     if outer is None or not isinstance(outer, OpenAICall | Passing):
         return _begun(client, options, stream, origin)
-    if outer.client is client and not _is_inside(outer, options):
+    if outer.client is client and not _is_another(outer, options):
         return _sent(outer, options) if origin.last else None
     call = _begun(client, options, stream, _handed_on(outer, options, origin))
     if isinstance(call, OpenAICall) and isinstance(outer, OpenAICall) and outer.api_path == call.api_path:
@@ -113,16 +118,19 @@ def _begun(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICal
     return call
 
 
-def _is_inside(outer: OpenAICall | Passing, options: Any) -> bool:
-    """Say whether a request is another that the client makes while it sends the first: in a hook, or a transport."""
-    return isinstance(outer, OpenAICall) and not outer.outside and outer.options is not options
+def _is_another(outer: OpenAICall | Passing, options: Any) -> bool:
+    """Say whether a request is not the one that a call now sends: made in a hook or transport of that, or beside it."""
+    if not isinstance(outer, OpenAICall) or outer.outside:
+        return False
+    return outer.options is not options or (outer.sent_in is not None and _sent_in.get() is not outer.sent_in)
 
 
 def _sent(outer: OpenAICall | Passing, options: Any) -> OpenAICall | None:
     """Return the call that the client now sends, where a wrapper further out began it; None where this one did."""
     if not isinstance(outer, OpenAICall) or not outer.outside:
         return None
-    outer.outside, outer.options = False, options
+    outer.outside, outer.options, outer.sent_in = False, options, object()
+    _sent_in.set(outer.sent_in)
     if outer.stream:
         _ask_for_usage(outer, options, _body_of(options))
     return outer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -60,6 +61,14 @@ class Threaded(openai.OpenAI):
     def request(self, *args, **kwargs):
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(super().request, *args, **kwargs).result()
+
+
+class Hedged(openai.AsyncOpenAI):
+    """Asks twice at once."""
+
+    async def request(self, *args, **kwargs):
+        first, _ = await asyncio.gather(super().request(*args, **kwargs), super().request(*args, **kwargs))
+        return first
 
 
 class Cached(openai.OpenAI):
@@ -210,6 +219,26 @@ def test_a_tracker_over_a_fallback_keeps_its_context(patched):
 
 def _either(request):
     return obliging("Hi")(request) if json.loads(request.content).get("stream") else answer(CHAT)
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("patched", [True, False])
+def test_what_is_asked_twice_at_once_is_two_events(tracked, patched):
+    """Two POSTs are two events, though they have the same arguments and are on their way together."""
+    fg, posts = FluxGate(instrument=patched), []
+
+    def handle(request):
+        posts.append(request)
+        return answer(CHAT)
+
+    client = async_client(handle, Hedged)
+    client = create_openai_cost_tracker(client, fg) if tracked else client
+    with capture_events() as events:
+        answered = asyncio.run(client.chat.completions.create(**CREATE))
+    assert len(posts) == 2
+    assert [e.input_tokens for e in events] == ([12, 12] if tracked or patched else [])
+    assert not events or tracking(answered).tracking_id in {e.event_id for e in events}
+    assert len({e.event_id for e in events}) == len(events)
 
 
 @pytest.mark.parametrize("tracked", [False, True])
