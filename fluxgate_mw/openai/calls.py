@@ -134,11 +134,8 @@ class OpenAICall(Call, eq=False):
             self._finish(Answer(), ending)
             return True
         answer = read_answer(content)
-        status = answer.outcome_status()
-        if ending.status == "ERROR" and status != "SUCCESS":
-            ending = msgspec.structs.replace(ending, status=status)
         self._content = content
-        self._finish(answer, ending)
+        self._finish(answer, _as_answered(ending, answer))
         return True
 
     def ended(self, answer: Answer, error: BaseException | None, exhausted: bool) -> None:  # noqa: FBT001
@@ -151,7 +148,7 @@ class OpenAICall(Call, eq=False):
             return True
         complete = answer.ended or (exhausted and (bool(answer.finish_reasons) or not self.stream))
         if error is not None and not answer.ended:
-            ending = failure(error, self.body)
+            ending = _as_answered(failure(error, self.body), answer)
         elif complete or answer.status is not None or answer.finish_reasons:
             ending = self._told(answer)
         elif exhausted:
@@ -339,6 +336,14 @@ class OpenAICall(Call, eq=False):
         self._asked_tier = body.get("service_tier")
         if not _FEES.isdisjoint(body):
             self._fee = _fee_of(body)
+
+
+def _as_answered(ending: Ending, answer: Answer) -> Ending:
+    """Return how a call ended whose client raised over its answer: cut short or blocked, where that is what it says."""
+    status = answer.outcome_status()
+    return (
+        msgspec.structs.replace(ending, status=status) if ending.status == "ERROR" and status != "SUCCESS" else ending
+    )
 
 
 def _fee_of(body: Mapping[str, Any]) -> str | None:

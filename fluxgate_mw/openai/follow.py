@@ -11,7 +11,7 @@ import copyreg
 import os
 import sys
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Final
 
 from fluxgate_mw.openai.watch import Watch
@@ -174,7 +174,7 @@ def _followed(response: Any, base: type, watch: Watch, chunks: Iterator[bytes]) 
             yield rest
         watch.finish(exhausted=True)
     except BaseException as error:
-        torn = watch.torn() if _broke(error, chunks, "gi_frame") else b""
+        torn = watch.flush(broken=True) if _broke(error, chunks, "gi_frame") else b""
         watch.finish(None if isinstance(error, GeneratorExit) else error)
         if torn:
             yield torn
@@ -196,7 +196,7 @@ async def _afollowed(response: Any, base: type, watch: Watch, chunks: AsyncItera
             yield rest
         watch.finish(exhausted=True)
     except BaseException as error:
-        torn = watch.torn() if _broke(error, chunks, "ag_frame") else b""
+        torn = watch.flush(broken=True) if _broke(error, chunks, "ag_frame") else b""
         watch.finish(None if isinstance(error, GeneratorExit) else error)
         if torn:
             yield torn
@@ -258,12 +258,19 @@ def _closed(response: Any, base: type, error: BaseException | None) -> None:
 def _raised_over(response: Any) -> BaseException | None:
     """Return the error over which the client's own stream closes the response; None where somebody else does.
 
-    Source: `Stream.__stream__` of openai 2.0 to 3.57, which closes it whatever it raises over a chunk.
+    Source: `Stream.__stream__` of openai 2.0 to 3.57, which closes it whatever it raises over a chunk; and
+    `__stream__` of its helpers (`openai.lib.streaming`), whose `with` does, where the error leaves that.
     """
     error = sys.exception()
     step = None if error is None or isinstance(error, GeneratorExit) else error.__traceback__
     while step is not None:
-        if step.tb_frame.f_code.co_name == "__stream__" and step.tb_frame.f_locals.get("response") is response:
+        if step.tb_frame.f_code.co_name == "__stream__" and _reads(step.tb_frame.f_locals, response):
             return error
         step = step.tb_next
     return None
+
+
+def _reads(names: Mapping[str, Any], response: Any) -> bool:
+    """Say whether a method of a stream, or of a helper over one, with these local variables reads this response."""
+    stream = getattr(names.get("self"), "_raw_stream", None)
+    return names.get("response") is response or getattr(stream, "response", None) is response

@@ -15,15 +15,20 @@ _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 _NULL_USAGE: Final = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])|"usage"\s*:\s*null\s*,\s*')
 
 
-def split_events(buffered: bytes) -> tuple[list[bytes], bytes]:
-    """Return the whole events at the start of `buffered`, each with its blank line, and the rest."""
+def split_events(buffered: bytes, *, ended: bool = False) -> tuple[list[bytes], bytes]:
+    """Return the whole events at the start of `buffered`, each with its blank line, and the rest.
+
+    Args:
+        buffered: As much as has come.
+        ended: No more will come: a carriage return at its end is a line's end, not the half of one.
+    """
     if b"\r" not in buffered:
         pieces = buffered.split(b"\n\n")
         rest = pieces.pop()
         return [piece + b"\n\n" for piece in pieces], rest
     events, start = [], 0
     for match in _EVENT_END.finditer(buffered):
-        if match.end() == len(buffered) and buffered.endswith(b"\r"):
+        if match.end() == len(buffered) and buffered.endswith(b"\r") and not ended:
             break
         events.append(buffered[start : match.end()])
         start = match.end()

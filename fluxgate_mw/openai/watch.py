@@ -126,29 +126,23 @@ class Watch:
             return bytes(held) + chunk if self._hide_usage else chunk
         return passed
 
-    def flush(self) -> bytes:
-        """Return what is still held back from the caller at the end of the body."""
+    def flush(self, *, broken: bool = False) -> bytes:
+        """Return what is still held back from the caller at the end of the body, or where it breaks off."""
         held, self._held = bytes(self._held), bytearray()
         if self._blind:
             return b""
         if not self._sse:
-            guarded("openai_stream", self.answer.read_whole, bytes(self._body))
+            if not broken:
+                guarded("openai_stream", self.answer.read_whole, bytes(self._body))
             return b""
-        if held.lstrip()[:1] == b"{":
-            guarded("openai_stream", self.answer.read_whole, held)
-        elif held:
-            guarded("openai_stream", self.answer.read_event, held, torn=True)
-        return held if self._hide_usage else b""
-
-    def torn(self) -> bytes:
-        """Return what is still held back from the caller where the body breaks off."""
-        return bytes(self._held) if self._hide_usage else b""
+        passed = guarded("openai_stream", self._read_last, held, broken=broken)
+        return (held if passed is None else passed) if self._hide_usage else b""
 
     def finish(self, error: BaseException | None = None, *, exhausted: bool = False) -> None:
         """End the call, the first time."""
         if not self.done:
             self.done = True
-            self._held, self._body = bytearray(), bytearray()
+            self._body = bytearray()
             guarded("openai_stream", self._end, self.answer, error, exhausted)
 
     def give_up(self) -> None:
@@ -190,6 +184,17 @@ class Watch:
         passed = b"".join([self._read_event(event) for event in events])
         self.glance = _unknown if rest else self._last
         return passed if self._hide_usage else chunk
+
+    def _read_last(self, held: bytes, *, broken: bool) -> bytes:
+        events, rest = split_events(held, ended=True)
+        passed = b"".join([self._read_event(event) for event in events])
+        if rest.lstrip()[:1] == b"{":
+            if not broken:
+                self.answer.read_whole(rest)
+            return passed + rest
+        if rest:
+            self.answer.read_event(rest, torn=True)
+        return passed + self._shown(rest)
 
     def _read_event(self, event: bytes) -> bytes:
         for glance in self._glances:

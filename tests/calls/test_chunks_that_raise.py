@@ -7,6 +7,7 @@ import gc
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from tests.calls.clients import ASKED, SSE, Reply, Wire, chunk, finish, recorded, sse
 from tests.calls.streaming import STREAM, USAGE
@@ -89,6 +90,69 @@ def test_what_a_strict_client_raises_over(parts):
         with pytest.raises(openai.APIResponseValidationError):
             asyncio.run(asked(Wire(Reply(pieces, headers=SSE))))
     assert [(event.status, event.error_type) for event in events] == [("ERROR", "APIResponseValidationError")] * 2
+
+
+def _helper(client):
+    return getattr(client.chat.completions, "stream", None) or client.beta.chat.completions.stream
+
+
+NO_CHOICES = [sse(chunk("Hi"), done=False), sse({**chunk("!"), "choices": None}, done=False), REST]
+
+
+def test_a_chunk_that_a_helper_raises_over():
+    """Where the error leaves the `with` of a stream helper, it is the call's: the helper closes nothing by itself."""
+
+    def helped():
+        client = Wire(Reply(NO_CHOICES, headers=SSE)).client()
+        with _helper(client)(**ASKED) as stream:
+            list(stream)
+
+    async def ahelped():
+        client = Wire(Reply(NO_CHOICES, headers=SSE)).async_client()
+        async with _helper(client)(**ASKED) as stream:
+            async for _ in stream:
+                pass
+
+    with recorded() as events:
+        with pytest.raises(TypeError):
+            helped()
+        with pytest.raises(TypeError):
+            asyncio.run(ahelped())
+    assert [(event.status, event.error_type, event.usage_source) for event in events] == [
+        ("ERROR", "TypeError", "estimated")
+    ] * 2
+
+
+def test_an_error_of_the_reader_is_not_the_helper_s():
+    """Who raises by himself between two events gave the stream up."""
+    client = Wire(Reply([sse(chunk("Hi"), done=False), REST], headers=SSE)).client()
+    with recorded() as events, pytest.raises(ZeroDivisionError), _helper(client)(**ASKED) as stream:
+        [1 / 0 for _ in stream]
+    assert [(event.status, event.error_type) for event in events] == [("CANCELLED", None)]
+
+
+class _Word(BaseModel):
+    word: str
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "error"),
+    [
+        ("length", "MAX_TOKENS", "LengthFinishReasonError"),
+        ("content_filter", "BLOCKED", "ContentFilterFinishReasonError"),
+    ],
+)
+def test_an_answer_cut_short_that_a_helper_cannot_parse(reason, status, error):
+    """The status is the answer's; the error is told beside it, as it is of a call that is no stream."""
+    body = sse(chunk("{"), chunk(choices=finish(reason)), chunk(choices=[], usage=USAGE))
+    client = Wire(Reply(body, headers=SSE)).client()
+    with (
+        recorded() as events,
+        pytest.raises(getattr(openai, error)),
+        _helper(client)(**ASKED, response_format=_Word) as stream,
+    ):
+        list(stream)
+    assert [(event.status, event.error_type) for event in events] == [(status, error)]
 
 
 def test_an_error_of_one_stream_is_not_another_s():

@@ -230,11 +230,20 @@ def test_an_error_event_in_the_stream():
     assert event.error_type
 
 
+NULL = b',"usage":null'
+TORN = {
+    "in its text": ([WITHOUT[:-30]], [WITHOUT[:-30]]),
+    "behind its usage": ([AS_ASKED[: AS_ASKED.index(NULL) + len(NULL)]], [WITHOUT[: AS_ASKED.index(NULL)]]),
+}
+"""What has come of an event when the body breaks: where usage was asked for, and where not."""
+
+
 @pytest.mark.parametrize("size", [None, 0, 7])
 @pytest.mark.parametrize("reading", ["iter_bytes", "iter_raw", "iter_text"])
-def test_the_parts_before_a_break(reading, size):
+@pytest.mark.parametrize("torn", TORN)
+def test_the_parts_before_a_break(torn, reading, size):
     """Who reads them himself gets all that came, and then the error, as without us."""
-    parts = [WITHOUT[:-30]]
+    asked_for, parts = TORN[torn]
 
     def read(got):
         completions = Wire(Reply(parts, headers=SSE, error=httpx.ReadError("gone"))).client().chat.completions
@@ -254,6 +263,7 @@ def test_the_parts_before_a_break(reading, size):
         return got[0][:0].join(got) if got else None, error.type, error.value.args
 
     without = told(read), told(aread, run=asyncio.run)
+    parts = asked_for
     with recorded() as events:
         assert (told(read), told(aread, run=asyncio.run)) == without
     assert len(events) == 2
@@ -304,6 +314,21 @@ def test_a_reader_that_is_never_used_takes_nothing_from_the_other(late):
     assert [(event.status, event.input_tokens) for event in events] == [("SUCCESS", 12)]
 
 
+def test_a_body_that_goes_on_after_its_end():
+    """Who closes a stream and reads on gets what its transport still gives, torn as it may be."""
+
+    def texts(parts):
+        stream = Wire(Reply(parts, headers=SSE)).client().chat.completions.create(**ASKED, stream=True)
+        first = next(stream)
+        stream.close()
+        return [chunk.model_dump() for chunk in (first, *stream)]
+
+    without = texts([WITHOUT[:250], WITHOUT[250:]])
+    with recorded() as events:
+        assert texts(MID_EVENT) == without
+    assert [event.status for event in events] == ["CANCELLED"]
+
+
 def test_a_stream_without_done():
     """A stream that ends after its finish reason is whole, `[DONE]` or not."""
     body = sse(chunk("Hi"), chunk(choices=finish()), chunk(choices=[], usage=USAGE), done=False)
@@ -317,6 +342,21 @@ def test_a_stream_that_stops_in_the_middle():
     with recorded() as events:
         assert len(STREAM.plain(Wire(Reply(ENDLESS[:1], headers=SSE)))) == 1
     given_up(events, status="ERROR", error_type="IncompleteStream")
+
+
+def test_lines_that_end_in_carriage_returns_alone():
+    """The last event of such a body is known to be whole when the body ends."""
+    body, without = (sent.replace(b"\n", b"\r") for sent in (AS_ASKED, WITHOUT))
+    ended = body.index(b"data: [DONE]")
+
+    def read(sent):
+        completions = Wire(Reply([sent], headers=SSE)).client().chat.completions
+        with completions.with_streaming_response.create(**ASKED, stream=True) as response:
+            return response.read()
+
+    with recorded() as events:
+        assert read(body[:ended]) == without[: without.index(b"data: [DONE]")]
+    assert [(event.status, counts(event)) for event in events] == [("SUCCESS", (12, 5, 4, 2))]
 
 
 def test_an_event_without_its_blank_line_at_the_end():

@@ -66,15 +66,14 @@ def test_chunks_are_untouched_where_nothing_was_asked_for(chunks):
         assert watch.answer.delivered_bytes == counted + len(text.encode("utf-8", "surrogatepass"))
 
 
-@given(st.lists(_chunks(), min_size=1, max_size=8), st.data())
-def test_any_split(chunks, data):
-    """However the bytes are cut, the caller gets them whole and in order."""
-    body = b"".join(asked for _, asked, _ in chunks)
+@given(st.lists(_chunks(), min_size=1, max_size=8), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
+def test_any_split(chunks, newline, data):
+    """However lines end and the bytes are cut, the caller gets them whole and in order."""
+    body, plain = (b"".join(one).replace(b"\n", newline) for one in list(zip(*chunks, strict=True))[1:])
     cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=6)))
     watch = _watch(hide_usage=True)
     parts = [body[start:end] for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True)]
-    passed = b"".join(watch.feed(part) for part in parts if part) + watch.flush()
-    assert passed == b"".join(plain for _, _, plain in chunks)
+    assert b"".join(watch.feed(part) for part in parts if part) + watch.flush() == plain
 
 
 _SAID = ["Hi", " there", "\n\n", ' "quoted"', "grüß", "你好", "\U0001f600", "a\\b", "", "},", "x" * 500]
