@@ -18,7 +18,7 @@ from fluxgate_mw.openai import unfinished
 from fluxgate_mw.openai.answer import Answer
 from fluxgate_mw.openai.content import asked_content, delivered_content, whole_content
 from fluxgate_mw.openai.estimate import estimate_tokens, texts_in, tokens_in
-from fluxgate_mw.openai.failure import REFUSED, Ending, failure, kept_message, raised
+from fluxgate_mw.openai.failure import REFUSED, Ending, failure, kept_message, raised, retries_of
 from fluxgate_mw.openai.follow import follow
 from fluxgate_mw.openai.tracking import register
 from fluxgate_mw.openai.usage import usd_to_nanos
@@ -59,6 +59,7 @@ class OpenAICall(Call, eq=False):
         body: What is sent.
         options: What to send it with; the caller's own unless we ask for usage on his behalf.
         hide_usage: We do.
+        request: The last HTTP request that was sent for it, until it has its answer.
         response: The last HTTP response, until it is read or followed.
         retries: How often the client sent it again.
         base_url: The client's, or the whole address that it was given.
@@ -73,6 +74,7 @@ class OpenAICall(Call, eq=False):
     body: Mapping[str, Any] = _NO_BODY
     options: Any = None
     hide_usage: bool = False
+    request: Any = None
     response: Any = None
     retries: int = 0
     base_url: Any = None
@@ -100,7 +102,7 @@ class OpenAICall(Call, eq=False):
     def answered(self, result: object) -> bool:
         """The client returned: end the call, or follow the body that is still to be read. Always True."""
         response = self.response or getattr(result, "http_response", getattr(result, "response", result))
-        self.response = self.client = None
+        self.request = self.response = self.client = None
         content = self._heard(response)
         if response is result and hasattr(result, "model_dump_json"):
             content = result.model_dump_json(warnings=False).encode()
@@ -124,18 +126,20 @@ class OpenAICall(Call, eq=False):
             self._end_anyway(Answer(), error)
 
     def _failed(self, error: BaseException) -> bool:
-        response, self.response, self.client = self.response, None, None
         ending = failure(error, self.body)
-        if self.retries == 0:
-            self.retries = ending.retries
+        self.retries = self.retries or ending.retries or retries_of(self.request)
+        response, self.request, self.response, self.client = self.response, None, None, None
         content = None if (ending.http_status or 0) >= REFUSED else self._heard(response)
         if content is None:
             self._http_status = ending.http_status
             self._finish(Answer(), ending)
             return True
         answer = read_answer(content)
+        status = answer.outcome_status()
+        if ending.status == "ERROR" and status != "SUCCESS":
+            ending = msgspec.structs.replace(ending, status=status)
         self._content = content
-        self._finish(answer, _as_answered(ending, answer))
+        self._finish(answer, ending)
         return True
 
     def ended(self, answer: Answer, error: BaseException | None, exhausted: bool) -> None:  # noqa: FBT001
@@ -148,7 +152,7 @@ class OpenAICall(Call, eq=False):
             return True
         complete = answer.ended or (exhausted and (bool(answer.finish_reasons) or not self.stream))
         if error is not None and not answer.ended:
-            ending = _as_answered(failure(error, self.body), answer)
+            ending = failure(error, self.body)
         elif complete or answer.status is not None or answer.finish_reasons:
             ending = self._told(answer)
         elif exhausted:
@@ -160,7 +164,7 @@ class OpenAICall(Call, eq=False):
 
     def leave(self) -> None:
         """Be no call: let go of the client and of what it was asked."""
-        self.client = self.options = self.inner = None
+        self.client = self.request = self.options = self.inner = None
         self.body = _NO_BODY
 
     def completed(self, answer: Answer) -> None:
@@ -326,7 +330,7 @@ class OpenAICall(Call, eq=False):
     def _end_anyway(self, answer: Answer, error: BaseException | None) -> None:
         """End where a bug of ours has kept the call from it: by the class of the error, else as the answer tells."""
         self._answer, self._ending = answer, None if error is None else raised(error)
-        self.client = self.response = self.options = None
+        self.client = self.request = self.response = self.options = None
         self.body = _NO_BODY
         self.end()
 
@@ -336,14 +340,6 @@ class OpenAICall(Call, eq=False):
         self._asked_tier = body.get("service_tier")
         if not _FEES.isdisjoint(body):
             self._fee = _fee_of(body)
-
-
-def _as_answered(ending: Ending, answer: Answer) -> Ending:
-    """Return how a call ended whose client raised over its answer: cut short or blocked, where that is what it says."""
-    status = answer.outcome_status()
-    return (
-        msgspec.structs.replace(ending, status=status) if ending.status == "ERROR" and status != "SUCCESS" else ending
-    )
 
 
 def _fee_of(body: Mapping[str, Any]) -> str | None:

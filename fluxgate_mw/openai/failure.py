@@ -17,7 +17,7 @@ from fluxgate_mw.openai.estimate import texts_in
 from fluxgate_mw.recorder import guarded, safe_message
 from fluxgate_mw.semconv import Status
 
-__all__ = ["REFUSED", "Ending", "failure", "kept_message", "raised"]
+__all__ = ["REFUSED", "Ending", "failure", "kept_message", "raised", "retries_of"]
 
 REFUSED: Final = 400
 """HTTP statuses from here on are refusals."""
@@ -36,6 +36,11 @@ MOST_TEXTS: Final = 5000
 
 _GIVEN_UP: Final = (CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 _FILTERED: Final = ("content_filter", "content_policy_violation", "moderation_blocked")
+_CUT: Final[Mapping[str, Status]] = {
+    "LengthFinishReasonError": "MAX_TOKENS",
+    "ContentFilterFinishReasonError": "BLOCKED",
+}
+"""What the client raises over an answer that it cannot parse because it was cut short. Source: openai 1.66 to 3.57."""
 _PROMPTS: Final = ("messages", "input", "instructions", "prompt", "prediction", "suffix")
 _INPUT: Final = re.compile(r"""["']input["']\s*:|\binput_value=""")
 """Before what pydantic shows of a value that it refuses, as servers that are built on FastAPI (vLLM, LiteLLM) answer.
@@ -76,17 +81,17 @@ def failure(error: BaseException, asked: Mapping[str, Any]) -> Ending:
     http_status = status if isinstance(status, int) else None
     own = _field(error, "message") if (http_status or 0) < REFUSED else f"Error code: {http_status}"
     return Ending(
-        "BLOCKED" if fields.get("code") in _FILTERED else "ERROR",
+        "BLOCKED" if fields.get("code") in _FILTERED else _CUT.get(type(error).__name__, "ERROR"),
         type(error).__name__,
         kept_message(fields.get("message") or own, asked),
         http_status,
-        _retries(error),
+        retries_of(_field(error, "request")),
     )
 
 
-def _retries(error: BaseException) -> int:
-    """Return how often the client had sent the request again, as its last one says."""
-    headers = _field(_field(error, "request"), "headers")
+def retries_of(request: object) -> int:
+    """Return how often the client had sent a request before, as the last one says; 0 where there is none."""
+    headers = _field(request, "headers")
     retries = headers.get("x-stainless-retry-count") if isinstance(headers, Mapping) else None
     return int(retries) if isinstance(retries, str) and retries.isdecimal() else 0
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from openai._resource import AsyncAPIResource, SyncAPIResource
 
 from fluxgate_mw import diagnostics
+from fluxgate_mw.openai.calls import OpenAICall
 from fluxgate_mw.openai.hosts import OPERATIONS
 from fluxgate_mw.pricing import provider_of_host
 from fluxgate_mw.recorder import guarded, in_hand
@@ -91,7 +92,10 @@ def _send(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def send(client: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        if in_hand.get() is None:
+        call = in_hand.get()
+        if isinstance(call, OpenAICall):
+            call.request = request
+        elif call is None:
             guarded("uncovered", _look, request)
         return original(client, request, *args, **kwargs)
 
@@ -103,7 +107,10 @@ def _asend(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
 
     @functools.wraps(original)
     async def send(client: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        if in_hand.get() is None:
+        call = in_hand.get()
+        if isinstance(call, OpenAICall):
+            call.request = request
+        elif call is None:
             guarded("uncovered", _look, request)
         return await original(client, request, *args, **kwargs)
 

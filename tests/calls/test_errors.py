@@ -185,6 +185,28 @@ def test_a_network_that_fails_after_retries():
     assert [(event.retries, event.http_status) for event in events] == [(3, None)]
 
 
+def test_retries_of_what_says_nothing_of_its_request():
+    """Whatever a transport raises, and whenever the caller gives up, what was sent again is counted."""
+
+    async def cancelled(wire):
+        client = wire.async_client(max_retries=3)
+        asked = asyncio.ensure_future(client.chat.completions.create(**ASKED))
+        await wire.reached.wait()
+        wire.reached.clear()
+        await wire.reached.wait()
+        asked.cancel()
+        await asked
+
+    busy = Reply(fault("busy"), status=429, headers=NOW)
+    with recorded() as events:
+        client = Wire(busy, Reply(refused=RuntimeError("odd"))).client(max_retries=1)
+        with pytest.raises((RuntimeError, openai.APIConnectionError)):
+            client.chat.completions.create(**ASKED)
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(cancelled(Wire(busy, Reply(b"{", forever=True))))
+    assert [(event.status, event.retries) for event in events] == [("ERROR", 1), ("CANCELLED", 1)]
+
+
 def test_the_same_object_and_traceback():
     """The client's own exception passes, with its cause and its frames up to the transport's."""
     error = httpx.ConnectError("no route")
