@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["event_data", "is_comment", "is_text", "split_events", "without_null_usage"]
+__all__ = ["blank_lines_before", "event_data", "is_comment", "is_text", "split_events", "without_null_usage"]
 
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
@@ -33,6 +33,11 @@ def split_events(buffered: bytes, *, ended: bool = False) -> tuple[list[bytes], 
         events.append(buffered[start : match.end()])
         start = match.end()
     return events, buffered[start:]
+
+
+def blank_lines_before(event: bytes) -> bytes:
+    """Return the empty lines at the start of what `split_events` gives as one event."""
+    return event[: len(event) - len(event.lstrip(b"\r\n"))]
 
 
 def event_data(event: bytes) -> bytes | None:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from fluxgate_mw import diagnostics
 from fluxgate_mw.openai.answer import Answer
 from fluxgate_mw.openai.plain import Glance, alike, plain_event
-from fluxgate_mw.openai.sse import is_comment, split_events, without_null_usage
+from fluxgate_mw.openai.sse import blank_lines_before, is_comment, split_events, without_null_usage
 from fluxgate_mw.recorder import guarded
 
 __all__ = ["Watch"]
@@ -205,7 +205,7 @@ class Watch:
         known = None if answer.response_id is None or answer.texts is not None else plain_event(event)
         if known is None:
             brings_usage = answer.read_event(event)
-            return b"" if brings_usage and self._hide_usage else self._shown(event)
+            return blank_lines_before(event) if brings_usage and self._hide_usage else self._shown(event)
         answer.delivered_bytes += known[2]
         if self._learned < MOST_LEARNED:
             self._learned += 1
