@@ -116,11 +116,11 @@ class Call(msgspec.Struct, eq=False, weakref=True):
         """Return the call's event and forget what it was made from. See `types.Pending`."""
         self.settle()
         event, outcome = cast("UsageEvent", self._event), self._outcome or _NOT_FOUND
+        if outcome.asked is not None or outcome.answered is not None:
+            asked, answered = self.recorder.kept(outcome.asked), self.recorder.kept(outcome.answered)
+            event = msgspec.structs.replace(event, input_content=asked, output_content=answered)
         self._event, self._outcome, self.ambient = None, None, NOTHING
-        if outcome.asked is None and outcome.answered is None:
-            return event
-        asked, answered = self.recorder.kept(outcome.asked), self.recorder.kept(outcome.answered)
-        return msgspec.structs.replace(event, input_content=asked, output_content=answered)
+        return event
 
     def settle(self) -> None:
         """Find out how the call ended and what it cost, and count that in its request. Idempotent.

@@ -17,8 +17,18 @@ __all__ = ["counts", "note", "reset", "safe_message"]
 
 QUIET_S: Final = 60.0
 MESSAGE_CHARS: Final = 300
-_KEY: Final = re.compile(r"\b(?:(?:sk|pk|rk|gsk|xai|hf|key)[-_]|AIza|eyJ|Bearer\s+)[^\s,;'\"]{6,}")
-_URL_CREDENTIALS: Final = re.compile(r"//[^/\s@]+@")
+_KEY: Final = re.compile(
+    r"\b(?:(?:sk|pk|rk|gsk|xai|hf|key)[-_]|AIza|eyJ|(?i:Bearer\s+))[^\s,;'\"]{6,}"
+    r"|\b(?:pplx-|fw_|AQ\.|nvapi-|r8_|csk-)[^\s,;'\"]{16,}"
+)
+_NAMED_SECRET: Final = re.compile(
+    r"([?&](?:api[-_]?key|key|token|access_token|sig|signature|secret)=|"
+    r"\b(?:api[-_ ]?key(?: provided)?|password|secret)['\"]?\s*[=:]\s*['\"]?|"
+    r"\bauthorization['\"]?\s*[=:]\s*['\"]?\w+\s+)[^\s&,;'\"]{4,}",
+    re.IGNORECASE,
+)
+_URL_CREDENTIALS: Final = re.compile(r"//(?:[^\s/@:'\"]*:(?!\d+/)[^\s'\"]*|[^\s/@]+)@")
+"""A password may hold slashes and @ itself; what begins as a port does is none."""
 _LONG_QUOTE: Final = re.compile(
     r"'(?:[^']|(?<=\w)'(?=\w)){40,}'|\"[^\"]{40,}\"|`[^`]{40,}`|“[^”]{40,}”|\u2018[^\u2019]{40,}\u2019|«[^»]{40,}»"
 )
@@ -67,6 +77,7 @@ def reset() -> None:
 
 def safe_message(text: str) -> str:
     """Return an error's text fit to be kept: short, with keys, credentials and long quotations taken out."""
-    text = _URL_CREDENTIALS.sub("//***@", _KEY.sub("***", text[: MESSAGE_CHARS * 10]))
+    text = text[: MESSAGE_CHARS * 10].encode("utf-8", "replace").decode()
+    text = _URL_CREDENTIALS.sub("//***@", _NAMED_SECRET.sub(r"\1***", _KEY.sub("***", text)))
     text = _LONG_QUOTE.sub("'…'", text)
     return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 1] + "…"

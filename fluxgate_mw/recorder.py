@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from threading import current_thread, main_thread
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
@@ -137,13 +138,18 @@ class Recorder:
             defer(pending)
 
     def kept(self, content: Any) -> str | None:
-        """Return captured content as a redacted text of at most `content_max_bytes`; None for nothing. Never raises."""
+        """Return captured content as a redacted text of at most `content_max_bytes`; None for nothing.
+
+        Guarantees: raises nothing but what ends the process, in its main thread.
+        """
         if content is None:
             return None
         try:
             text = self._as_text(content)
-        except Exception as error:  # noqa: BLE001  (the user's redact)
+        except BaseException as error:
             diagnostics.note("content", f"a call's content was left out: {type(error).__name__} while redacting it")
+            if isinstance(error, KeyboardInterrupt | SystemExit) and current_thread() is main_thread():
+                raise
             return None
         encoded = text.encode("utf-8", "replace")
         limit = self.settings.content_max_bytes

@@ -18,7 +18,7 @@ from fluxgate_mw.openai import unfinished
 from fluxgate_mw.openai.answer import Answer
 from fluxgate_mw.openai.content import asked_content, delivered_content, whole_content
 from fluxgate_mw.openai.estimate import estimate_tokens, texts_in, tokens_in
-from fluxgate_mw.openai.failure import REFUSED, Ending, failure, kept_message, raised, retries_of
+from fluxgate_mw.openai.failure import REFUSED, Ending, failure, kept_message, raised
 from fluxgate_mw.openai.follow import follow
 from fluxgate_mw.openai.tracking import register
 from fluxgate_mw.openai.usage import usd_to_nanos
@@ -59,7 +59,7 @@ class OpenAICall(Call, eq=False):
         body: What is sent.
         options: What to send it with; the caller's own unless we ask for usage on his behalf.
         hide_usage: We do.
-        request: The last HTTP request that was sent for it, until it has its answer.
+        request: The last HTTP request that was sent for it, until it has ended.
         response: The last HTTP response, until it is read or followed.
         retries: How often the client sent it again.
         base_url: The client's, or the whole address that it was given.
@@ -102,7 +102,7 @@ class OpenAICall(Call, eq=False):
     def answered(self, result: object) -> bool:
         """The client returned: end the call, or follow the body that is still to be read. Always True."""
         response = self.response or getattr(result, "http_response", getattr(result, "response", result))
-        self.request = self.response = self.client = None
+        self.response = self.client = None
         content = self._heard(response)
         if response is result and hasattr(result, "model_dump_json"):
             content = result.model_dump_json(warnings=False).encode()
@@ -126,9 +126,9 @@ class OpenAICall(Call, eq=False):
             self._end_anyway(Answer(), error)
 
     def _failed(self, error: BaseException) -> bool:
-        ending = failure(error, self.body)
-        self.retries = self.retries or ending.retries or retries_of(self.request)
-        response, self.request, self.response, self.client = self.response, None, None, None
+        response, self.response, self.client = self.response, None, None
+        ending = failure(error, self.body, self.request)
+        self.retries = self.retries or ending.retries
         content = None if (ending.http_status or 0) >= REFUSED else self._heard(response)
         if content is None:
             self._http_status = ending.http_status
@@ -152,7 +152,7 @@ class OpenAICall(Call, eq=False):
             return True
         complete = answer.ended or (exhausted and (bool(answer.finish_reasons) or not self.stream))
         if error is not None and not answer.ended:
-            ending = failure(error, self.body)
+            ending = failure(error, self.body, self.request)
         elif complete or answer.status is not None or answer.finish_reasons:
             ending = self._told(answer)
         elif exhausted:
@@ -325,7 +325,9 @@ class OpenAICall(Call, eq=False):
 
     def _told(self, answer: Answer) -> Ending:
         """Return how the call ended, as the answer tells it."""
-        return Ending(answer.outcome_status(), answer.error_type, kept_message(answer.error_message, self.body))
+        return Ending(
+            answer.outcome_status(), answer.error_type, kept_message(answer.error_message, self.body, self.request)
+        )
 
     def _end_anyway(self, answer: Answer, error: BaseException | None) -> None:
         """End where a bug of ours has kept the call from it: by the class of the error, else as the answer tells."""
@@ -336,7 +338,7 @@ class OpenAICall(Call, eq=False):
 
     def _let_go(self) -> None:
         """Take of what was sent what is still needed; the rest is the caller's, who may change it now."""
-        body, self.body, self.options, self.inner = self.body, _NO_BODY, None, None
+        body, self.body, self.options, self.request, self.inner = self.body, _NO_BODY, None, None, None
         self._asked_tier = body.get("service_tier")
         if not _FEES.isdisjoint(body):
             self._fee = _fee_of(body)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from asyncio import CancelledError
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice, takewhile
 from operator import eq
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 
-from fluxgate_mw.openai.estimate import texts_in
 from fluxgate_mw.recorder import guarded, safe_message
 from fluxgate_mw.semconv import Status
 
-__all__ = ["REFUSED", "Ending", "failure", "kept_message", "raised", "retries_of"]
+__all__ = ["REFUSED", "Ending", "failure", "kept_message", "raised"]
 
 REFUSED: Final = 400
 """HTTP statuses from here on are refusals."""
@@ -41,11 +42,18 @@ _CUT: Final[Mapping[str, Status]] = {
     "ContentFilterFinishReasonError": "BLOCKED",
 }
 """What the client raises over an answer that it cannot parse because it was cut short. Source: openai 1.66 to 3.57."""
-_PROMPTS: Final = ("messages", "input", "instructions", "prompt", "prediction", "suffix")
+_PROMPTS: Final = ("messages", "input", "instructions", "prompt", "prediction", "suffix", "metadata", "stop")
+_TOLD_BY: Final = ("tools", "functions", "response_format", "text")
+"""Arguments in which only a description is the caller's own words."""
+_WORDS_OF_THE_API: Final = frozenset({"role", "id", "type", "index", "detail"})
+_CREDENTIALS: Final = ("authorization", "api-key")
+"""Headers that hold one. Source: `auth_headers` of openai's clients and `AzureOpenAI._prepare_options` (3.57)."""
 _INPUT: Final = re.compile(r"""["']input["']\s*:|\binput_value=""")
 """Before what pydantic shows of a value that it refuses, as servers that are built on FastAPI (vLLM, LiteLLM) answer.
 Source: `input` of an error at https://docs.pydantic.dev/latest/errors/errors/ (read 2026-11)."""
 _escaped: Final = (json.JSONEncoder().encode, json.JSONEncoder(ensure_ascii=False).encode, repr)
+_ESCAPED_TWICE: Final = r"\\"
+_BLANKS: Final = ("\n", "\t", "  ")
 _NO_FIELDS: Final[Mapping[str, Any]] = {}
 
 
@@ -64,7 +72,7 @@ def raised(error: BaseException) -> Ending:
     return Ending("CANCELLED" if isinstance(error, _GIVEN_UP) else "ERROR", type(error).__name__)
 
 
-def failure(error: BaseException, asked: Mapping[str, Any]) -> Ending:
+def failure(error: BaseException, asked: Mapping[str, Any], sent: object = None) -> Ending:
     """Return how a call ended that raised.
 
     The provider's message and the client's own are kept, cut short; a body that is no error's may hold the prompt.
@@ -72,6 +80,7 @@ def failure(error: BaseException, asked: Mapping[str, Any]) -> Ending:
     Args:
         error: Of anybody's making: what it has for the fields of the client's errors may be anything.
         asked: The body of the request.
+        sent: The HTTP request itself, where it is known; else the error's own is looked at.
     """
     if isinstance(error, _GIVEN_UP):
         return raised(error)
@@ -83,13 +92,13 @@ def failure(error: BaseException, asked: Mapping[str, Any]) -> Ending:
     return Ending(
         "BLOCKED" if fields.get("code") in _FILTERED else _CUT.get(type(error).__name__, "ERROR"),
         type(error).__name__,
-        kept_message(fields.get("message") or own, asked),
+        kept_message(fields.get("message") or own, asked, sent or _field(error, "request")),
         http_status,
-        retries_of(_field(error, "request")),
+        _retries_of(_field(error, "request")) or _retries_of(sent),
     )
 
 
-def retries_of(request: object) -> int:
+def _retries_of(request: object) -> int:
     """Return how often the client had sent a request before, as the last one says; 0 where there is none."""
     headers = _field(request, "headers")
     retries = headers.get("x-stainless-retry-count") if isinstance(headers, Mapping) else None
@@ -103,8 +112,8 @@ def _field(thing: object, name: str) -> Any:
     return None
 
 
-def kept_message(message: object, asked: Mapping[str, Any]) -> str | None:
-    """Return what of an error's message is kept: `safe_message` of what it does not repeat of the prompt.
+def kept_message(message: object, asked: Mapping[str, Any], sent: object = None) -> str | None:
+    """Return what of an error's message is kept: `safe_message` of what it does not repeat of the prompt or the key.
 
     Taken out is each text of the prompt of eight or more characters, as it stands or escaped, and of a longer one also
     its first sixteen characters and whatever follows them; and what a message says that the input was.
@@ -112,27 +121,81 @@ def kept_message(message: object, asked: Mapping[str, Any]) -> str | None:
     Args:
         message: None, or what is no text, is no message.
         asked: The body of the request; only read, and nothing in it that can be read only once.
+        sent: The HTTP request, whose key is taken out too; None where it is not known.
 
     Returns:
         None for no message.
 
     Guarantees: never raises; reads no more of a message or a text than `MOST_CHARS`.
     """
-    return guarded("error_message", _kept, message, asked) if isinstance(message, str) and message else None
+    return guarded("error_message", _kept, message, asked, sent) if isinstance(message, str) and message else None
 
 
-def _kept(message: str, asked: Mapping[str, Any]) -> str | None:
+def _kept(message: str, asked: Mapping[str, Any], sent: object) -> str | None:
     kept = message[:MOST_CHARS]
+    for secret in _secrets(sent):
+        kept = kept.replace(secret, "***")
     if (shown := _INPUT.search(kept)) is not None:
         kept = kept[: shown.end()] + "…"
-    texts = [*islice((text for name in _PROMPTS for text in texts_in(asked.get(name))), MOST_TEXTS + 1)]
+    texts = [*islice(_own_words(asked), MOST_TEXTS + 1)]
     if len(texts) > MOST_TEXTS:
         return None
     for text in sorted({text[:MOST_CHARS].strip() for text in texts}, key=len, reverse=True):
         if len(text) >= SHORTEST_ECHO:
-            for echo in {text, *(escape(text)[1:-1] for escape in _escaped)}:
+            for echo in _echoes(text, kept):
                 kept = _without(kept, echo)
     return safe_message(kept)
+
+
+def _secrets(sent: object) -> list[str]:
+    """Return the credentials that a request was sent with."""
+    headers = _field(sent, "headers")
+    values = [headers.get(name) for name in _CREDENTIALS] if isinstance(headers, Mapping) else []
+    return [secret for value in values if value and len(secret := value.rpartition(" ")[2]) >= SHORTEST_ECHO]
+
+
+def _own_words(asked: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the texts of a request that are not words of the API: what is said, addresses and names of files too."""
+    for name in _PROMPTS:
+        yield from _texts(asked.get(name))
+    for name in _TOLD_BY:
+        yield from _descriptions(asked.get(name))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            if key not in _WORDS_OF_THE_API:
+                yield from _texts(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            if type(part) is not int:  # prompts may be lists of very many tokens
+                yield from _texts(part)
+
+
+def _descriptions(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _texts(part) if key == "description" else _descriptions(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _descriptions(part)
+
+
+def _echoes(text: str, message: str) -> set[str]:
+    """Return how a text may be repeated in a message: as it stands, escaped, or with its blanks run together."""
+    echoes = {text, *(escape(text)[1:-1] for escape in _escaped)}
+    if "&" in message:
+        echoes.add(html.escape(text))
+    if "%" in message:
+        echoes.add(quote(text))
+    if _ESCAPED_TWICE in message:
+        echoes.add(_escaped[0](_escaped[0](text))[3:-3])
+    if any(blanks in text for blanks in _BLANKS):
+        echoes.add(" ".join(text.split()))
+    return echoes
 
 
 def _without(message: str, echo: str) -> str:

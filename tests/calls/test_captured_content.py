@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import threading
+from functools import partial
 
 import pytest
 from openai import Stream
 
 from fluxgate_mw import FluxGate, FluxGateError
+from fluxgate_mw.buffer.pack import unpack
+from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.event import decode_event, encode_event
 from fluxgate_mw.testing import capture_events
 from tests.calls.clients import SSE, Asked, Reply, Wire, recorded, typed
@@ -217,6 +222,26 @@ def test_content_is_cut_at_the_cap():
     event = _event(messages=[{"role": "user", "content": "ü" * 500}])
     assert len(event.input_content.encode()) <= 100
     assert event.input_content.endswith("…")
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit, SystemExit])
+def test_whatever_redact_raises_costs_the_content_alone(tmp_path, kind, durable):
+    """Nor does it end the delivery's thread, or reach a caller who waits for the disk."""
+
+    def wrong(_):
+        raise kind
+
+    fg = FluxGate(capture_content=True, redact=wrong, durable=durable, spool_dir=tmp_path)
+    client = sync_client(lambda r: answer(CHAT))
+    asking = threading.Thread(target=partial(client.chat.completions.create, **CREATE))
+    asking.start()
+    asking.join()
+    assert fg.stop()
+    [event] = [decode_event(data) for entry in Spool(tmp_path).read_nowait(100) for data in unpack(entry.payload)]
+    assert (event.input_tokens, event.input_content, event.output_content) == (12, None, None)
+    assert event.cost_nanos is not None
+    assert fg.statistics().notes["content"] == 2
 
 
 def test_a_redact_that_cannot_be_called_fails_at_start():

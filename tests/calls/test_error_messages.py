@@ -6,9 +6,13 @@ Others repeat the prompt in the message itself: what they repeat of it is taken 
 
 from __future__ import annotations
 
+import asyncio
+import html
 import json
 import time
+from urllib.parse import quote
 
+import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +58,10 @@ FORMS = {
     "as JSON": lambda text: json.dumps({"role": "user", "content": text}),
     "as JSON of UTF-8": lambda text: json.dumps([text], ensure_ascii=False),
     "as Python": lambda text: repr([{"role": "user", "content": text}]),
+    "as JSON in JSON": lambda text: json.dumps(json.dumps([text])),
+    "as HTML": html.escape,
+    "in an address": lambda text: f"https://example.test/?q={quote(text)}",
+    "with its blanks run together": lambda text: " ".join(text.split()),
     "stripped": str.strip,
 }
 
@@ -61,6 +69,10 @@ FORMS = {
 def _is_told(secret, message):
     """Say whether any words of it are in a message."""
     return any(word in message for word in ("4471", "diary", "Bob", "told", "Geheimnis", secret[:8]))
+
+
+def _said(kind, **part):
+    return [{"role": "user", "content": [{"type": kind, **part}]}]
 
 
 def _refused(arguments, message, resource="chat.completions", way="plain"):
@@ -105,6 +117,59 @@ def test_a_prompt_of_any_kind_is_not_kept(resource, arguments):
         assert events[0].error_message == "This is not allowed: …"
     else:
         assert _refused(call, message, resource) == "This is not allowed: …"
+
+
+FILE = "files.example.test/bob-miller.png?signature=4471"
+TOOL = {"type": "function", "function": {"name": "note_down", "description": "What Bob has", "parameters": {}}}
+
+
+@pytest.mark.parametrize(
+    ("resource", "arguments", "said", "kept"),
+    [
+        ("chat.completions", {"messages": _said("image_url", image_url={"url": FILE})}, FILE, "…"),
+        ("chat.completions", {"messages": _said("file", file={"filename": "bob-miller.pdf"})}, "bob-miller.pdf", "…"),
+        ("responses", {"input": _said("input_image", image_url=FILE)}, FILE, "…"),
+        ("chat.completions", {**ASKED, "tools": [TOOL]}, "What Bob has", "…"),
+        ("chat.completions", {**ASKED, "metadata": {"case": "Bob Miller"}}, "Bob Miller", "…"),
+        ("chat.completions", {**ASKED, "tools": [TOOL]}, "note_down", "note_down"),
+    ],
+    ids=["image", "file", "image of the responses API", "tool", "metadata", "a function's name stays"],
+)
+def test_no_address_or_name_of_a_file_is_kept(resource, arguments, said, kept):
+    """What the caller wrote beside his texts is his own too (openai/openai-python#2776 repeats an image's address)."""
+    assert _refused({"model": "m", **arguments}, f"Cannot read {said} now", resource) == f"Cannot read {kept} now"
+
+
+@pytest.mark.parametrize("way", ["plain", "asynchronous", "a stream"])
+@pytest.mark.parametrize("key", ["my-vllm-token-1234567890", "0123456789abcdef0123456789abcdef"])
+def test_the_key_that_was_sent_is_not_kept(key, way):
+    """Whatever it looks like: providers repeat the key that they refuse."""
+    fault = {"error": {"message": f"The key {key} is not known", "code": "no"}}
+    replies = [Reply(json.dumps(fault).encode(), status=401), Reply(sse(chunk("Hi"), fault), headers=SSE)]
+    wire = Wire(replies[way == "a stream"])
+
+    def ask():
+        if way == "asynchronous":
+            asyncio.run(wire.async_client(api_key=key).chat.completions.create(**ASKED))
+        list(wire.client(api_key=key).chat.completions.create(**ASKED, stream=way == "a stream"))
+
+    with recorded() as events, pytest.raises(openai.APIError):
+        ask()
+    assert [event.error_message for event in events] == ["The key *** is not known"]
+
+
+def test_the_key_of_an_azure_client_is_not_kept():
+    """It has a header of its own."""
+    fault = json.dumps({"error": {"message": "The key 0123456789abcdef is not known"}}).encode()
+    wire = Wire(Reply(fault, status=401))
+    azure = {
+        "azure_endpoint": "https://acme.openai.azure.com",
+        "api_version": "2025-01-01",
+        "api_key": "0123456789abcdef",
+    }
+    with recorded() as events, pytest.raises(openai.AuthenticationError):
+        wire.client(openai.AzureOpenAI, **azure).chat.completions.create(**ASKED)
+    assert [event.error_message for event in events] == ["The key *** is not known"]
 
 
 def test_the_beginning_of_a_text_is_not_kept_either():

@@ -46,6 +46,9 @@ def explode(*args: object, **kwargs: object) -> object:
         "xai-0123456789abcdefghij",
         "AIzaSyA-0123456789_abcdef",
         "sk-proj-ab**********************cdef",
+        "pplx-0123456789abcdef0123456789",
+        "fw_3ZabcdefGHIJKLM12345678",
+        "AQ.Ab8RN6Kabcdef0123456789",
     ],
 )
 def test_a_message_shows_no_key(secret):
@@ -56,9 +59,31 @@ def test_a_message_shows_no_key(secret):
     assert kept.startswith("Incorrect API key provided: ")
 
 
-def test_a_message_shows_no_credentials_of_an_address():
-    """User and password of an address are taken out."""
-    assert "hunter2" not in safe_message("cannot reach https://me:hunter2@proxy.example.test:8080/v1")
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("cannot reach https://me:hunter2@proxy.test:8080/v1", "cannot reach https://***@proxy.test:8080/v1"),
+        ("cannot reach https://hunter2@proxy.test", "cannot reach https://***@proxy.test"),
+        ("https://me:hun/ter2@proxy.test/x", "https://***@proxy.test/x"),
+        ("postgresql://me:hun@ter2@db/x", "postgresql://***@db/x"),
+        ("https://proxy.test:8080/of/me@example.test", "https://proxy.test:8080/of/me@example.test"),
+        ("no such url: /v1?api_key=hunter2&x=1", "no such url: /v1?api_key=***&x=1"),
+        ("GET https://x.test/v1?key=hunter2", "GET https://x.test/v1?key=***"),
+        ("headers: Authorization: Basic aHVudGVyMg==", "headers: Authorization: Basic ***"),
+        ("{'password': 'hunter2'}", "{'password': '***'}"),
+        ("Incorrect API key provided: hunter2", "Incorrect API key provided: ***"),
+        ("Basic authentication is required: no token", "Basic authentication is required: no token"),
+        ("Unknown key: temperature", "Unknown key: temperature"),
+    ],
+)
+def test_a_message_shows_no_credentials(said, kept):
+    """User and password of an address, and what is named as a secret, are taken out; the rest stays."""
+    assert safe_message(said) == kept
+
+
+def test_a_message_is_text_that_can_be_written():
+    """Half a pair of surrogates, which a JSON answer may hold, is none."""
+    assert safe_message("unexpected: ab\ud83d") == "unexpected: ab?"
 
 
 @pytest.mark.parametrize("quote", ["'", '"', "`"])
