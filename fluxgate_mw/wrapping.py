@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType
 from typing import Any, Final, Protocol
 
-__all__ = ["NOTHING_AROUND", "Around", "wrap"]
+__all__ = ["NOTHING_AROUND", "Around", "bound", "wrap"]
 
 NOTHING_AROUND: Final = nullcontext()
 
@@ -52,6 +52,14 @@ def wrap(target: Any, around: Around) -> Any:
     if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004
         return _coroutine(target, around)
     return _plain(target, around)
+
+
+def bound(found: Any, instance: Any) -> Any:
+    """Return what was found in a class's `__dict__` as the instance has it.
+
+    A wrapper that is a descriptor, as those of wrapt are, takes whoever calls it bare for a function's caller.
+    """
+    return found.__get__(instance, type(instance)) if hasattr(found, "__get__") else found
 
 
 def _passing_for(target: Any, wrapper: Any) -> Any:

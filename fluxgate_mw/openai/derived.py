@@ -16,6 +16,7 @@ from openai._response import APIResponse, AsyncAPIResponse
 
 from fluxgate_mw.openai.tracking import call_of, register
 from fluxgate_mw.recorder import guarded, in_hand
+from fluxgate_mw.wrapping import bound
 
 __all__ = ["HELPERS", "helpers", "parsers"]
 
@@ -50,7 +51,7 @@ def _followed(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def method(source: Any, *args: Any, **kwargs: Any) -> Any:
-        answer = original(source, *args, **kwargs)
+        answer = bound(original, source)(*args, **kwargs)
         if not _is_in_hand(source):
             guarded("openai", _follow, source, answer)
         return answer
@@ -61,7 +62,7 @@ def _followed(original: Callable[..., Any]) -> Callable[..., Any]:
 def _afollowed(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(original)
     async def method(source: Any, *args: Any, **kwargs: Any) -> Any:
-        answer = await original(source, *args, **kwargs)
+        answer = await bound(original, source)(*args, **kwargs)
         if not _is_in_hand(source):
             guarded("openai", _follow, source, answer)
         return answer

@@ -83,7 +83,7 @@ def failure(error: BaseException, asked: Mapping[str, Any], sent: object = None)
         sent: The HTTP request itself, where it is known; else the error's own is looked at.
     """
     if isinstance(error, _GIVEN_UP):
-        return raised(error)
+        return msgspec.structs.replace(raised(error), retries=_retries_of(sent))
     body = _field(error, "body")
     fields = body if isinstance(body, Mapping) else _NO_FIELDS
     status = _field(error, "status_code")

@@ -30,6 +30,7 @@ from fluxgate_mw.openai.tracking import FLUXGATE, call_of, register
 from fluxgate_mw.openai.uncovered import absent_client, clients, replacements, yields
 from fluxgate_mw.recorder import Recorder, guarded, in_hand
 from fluxgate_mw.types import HasRecorder
+from fluxgate_mw.wrapping import bound
 
 __all__ = ["VIEW", "arequested", "instrument_openai", "note_response", "requested", "uninstrument_openai"]
 
@@ -48,15 +49,15 @@ _ANSWERS: Final = (BaseModel, Stream, AsyncStream, LegacyAPIResponse, BaseAPIRes
 
 
 def requested(send: Callable[..., Any], client: Any, cast_to: Any, options: Any, rest: _Rest, origin: Origin) -> Any:
-    """Return what `send(client, cast_to, options, ...)` returns, or raise what it raises, and record that as a call."""
+    """Return what `send(cast_to, options, ...)` returns, or raise what it raises, and record that as a call."""
     arguments, keywords = rest
     call = guarded("openai", begin, client, options, bool(keywords.get("stream")), origin)
     if call is None:
-        return send(client, cast_to, options, *arguments, **keywords)
+        return send(cast_to, options, *arguments, **keywords)
     outer = in_hand.get()
     in_hand.set(call)
     try:
-        result = send(client, cast_to, call.options, *arguments, **keywords)
+        result = send(cast_to, call.options, *arguments, **keywords)
     except BaseException as error:
         _failed(call, error)
         raise
@@ -69,16 +70,16 @@ def requested(send: Callable[..., Any], client: Any, cast_to: Any, options: Any,
 async def arequested(
     send: Callable[..., Awaitable[Any]], client: Any, cast_to: Any, options: Any, rest: _Rest, origin: Origin
 ) -> Any:
-    """Return what `await send(client, cast_to, options, ...)` returns, or raise what it raises, and record it."""
+    """Return what `await send(cast_to, options, ...)` returns, or raise what it raises, and record it."""
     arguments, keywords = rest
     await learn_user()
     call = guarded("openai", begin, client, options, bool(keywords.get("stream")), origin)
     if call is None:
-        return await send(client, cast_to, options, *arguments, **keywords)
+        return await send(cast_to, options, *arguments, **keywords)
     outer = in_hand.get()
     in_hand.set(call)
     try:
-        result = await send(client, cast_to, call.options, *arguments, **keywords)
+        result = await send(cast_to, call.options, *arguments, **keywords)
     except BaseException as error:
         _failed(call, error)
         raise
@@ -145,7 +146,7 @@ class _Patch:
         with self._lock:
             if not self._asked:
                 self._restore()
-                self._install()
+                self._install_whole()
             self._asked[token] = recorder
             self._choose_origin()
         return functools.partial(self._withdraw, token)
@@ -170,6 +171,13 @@ class _Patch:
         recorders = [recorder for recorder in self._asked.values() if recorder is not None]
         self._origin = Origin(fallback=recorders[-1] if recorders else None, last=True) if self._asked else None
 
+    def _install_whole(self) -> None:
+        try:
+            self._install()
+        except BaseException:
+            self._restore()
+            raise
+
     def _install(self) -> None:
         for client in _LIBRARY:
             if not callable(client.__dict__.get("request")):
@@ -185,7 +193,7 @@ class _Patch:
         for owner, name, replacement in (*replacements(self._replace), *derived.parsers()):
             self._replace(owner, name, replacement)
         self._cover_helpers()
-        self._cover_clients()
+        guarded("uncovered", self._cover_clients)
 
     def _cover_clients(self) -> None:
         for owner, name, replacement in clients(self._clients):
@@ -262,14 +270,14 @@ class _Patch:
             origin = self._origin
             if origin is None:
                 self.settle(client, "request", request, original)
-                return original(client, cast_to, options, *args, **kwargs)
+                return bound(original, client)(cast_to, options, *args, **kwargs)
             if self._absent in sys.modules:
                 guarded("uncovered", self._cover_late_client)
             if kwargs.get("stream"):
                 self._cover_late_helpers()
             if not is_last:
                 origin = Origin(fallback=origin.fallback)
-            return requested(original, client, cast_to, options, (args, kwargs), origin)
+            return requested(bound(original, client), client, cast_to, options, (args, kwargs), origin)
 
         return _marked(request)
 
@@ -281,14 +289,14 @@ class _Patch:
             origin = self._origin
             if origin is None:
                 self.settle(client, "request", request, original)
-                return await original(client, cast_to, options, *args, **kwargs)
+                return await bound(original, client)(cast_to, options, *args, **kwargs)
             if self._absent in sys.modules:
                 guarded("uncovered", self._cover_late_client)
             if kwargs.get("stream"):
                 self._cover_late_helpers()
             if not is_last:
                 origin = Origin(fallback=origin.fallback)
-            return await arequested(original, client, cast_to, options, (args, kwargs), origin)
+            return await arequested(bound(original, client), client, cast_to, options, (args, kwargs), origin)
 
         return _marked(request)
 
@@ -300,22 +308,22 @@ class _Patch:
             origin = self._origin
             if origin is None:
                 self.settle(client, "_process_response", process_response, original)
-                return original(client, *args, **kwargs)
+                return bound(original, client)(*args, **kwargs)
             call = in_hand.get()
-            if call is None and not hasattr(type(client).request, _MARK):
-                return self._passed_by(original, client, args, kwargs, origin)
+            if not isinstance(call, _OURS):
+                return self._passed_by(bound(original, client), client, args, kwargs, origin)
             note_response(call, kwargs)
-            return original(client, *args, **kwargs)
+            return bound(original, client)(*args, **kwargs)
 
         return _marked(yields(process_response, original))
 
     def _passed_by(
-        self, original: Callable[..., Any], client: Any, args: Any, kwargs: dict[str, Any], origin: Origin
+        self, process: Callable[..., Any], client: Any, args: Any, kwargs: dict[str, Any], origin: Origin
     ) -> Any:
-        """Record a call whose `request` did not pass ours, which an undo of another's had taken away."""
+        """Record a call whose `request` did not pass ours: an undo took it away, or somebody holds what was there."""
         guarded("openai", self.mend, client)
         call = guarded("openai", begin, client, kwargs.get("options"), bool(kwargs.get("stream")), origin)
-        result = original(client, *args, **kwargs)
+        result = process(*args, **kwargs)
         if call is None:
             return result
         call.response, call.retries = kwargs.get("response"), kwargs.get("retries_taken", 0)

@@ -119,10 +119,21 @@ def _begun(client: Any, options: Any, stream: bool, origin: Origin) -> OpenAICal
 
 
 def _is_another(outer: OpenAICall | Passing, options: Any) -> bool:
-    """Say whether a request is not the one that a call now sends: made in a hook or transport of that, or beside it."""
-    if not isinstance(outer, OpenAICall) or outer.outside:
+    """Say whether a request is not the one that a call now sends: made in a hook or transport of that, or beside it.
+
+    Of that one there may be copies. Before it is sent, a subclass's own `request` may change the body, or ask for
+    something else.
+    """
+    if not isinstance(outer, OpenAICall):
         return False
-    return outer.options is not options or (outer.sent_in is not None and _sent_in.get() is not outer.sent_in)
+    known = outer.options
+    if (options.url, options.method) != (known.url, known.method):
+        return True
+    if outer.outside:
+        return False
+    return options.json_data is not known.json_data or (
+        outer.sent_in is not None and _sent_in.get() is not outer.sent_in
+    )
 
 
 def _sent(outer: OpenAICall | Passing, options: Any) -> OpenAICall | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 import msgspec
@@ -25,6 +27,11 @@ __all__ = [
     "TrackedOpenAI",
     "create_openai_cost_tracker",
 ]
+
+
+_RESOURCES = (SyncAPIResource, AsyncAPIResource)
+_WITHOUT_WRAPPERS = "a wrapper on the instance of a client, or of its resource, sees no call of a tracker"
+_RAW_VIEWS = ("WithRawResponse", "WithStreamedResponse", "WithStreamingResponse")
 
 
 class _View:
@@ -107,7 +114,7 @@ class _View:
 class _SyncView(_View):
     def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
         """Send one request as a call of this view."""
-        return requested(_SyncView._send, self, cast_to, options, (args, kwargs), self._fluxgate_begin())
+        return requested(partial(_SyncView._send, self), self, cast_to, options, (args, kwargs), self._fluxgate_begin())
 
     def _send(self, *args: Any, **kwargs: Any) -> Any:
         return super().request(*args, **kwargs)  # type: ignore[misc]
@@ -116,7 +123,9 @@ class _SyncView(_View):
 class _AsyncView(_View):
     async def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
         """Send one request as a call of this view."""
-        return await arequested(_AsyncView._send, self, cast_to, options, (args, kwargs), self._fluxgate_begin())
+        return await arequested(
+            partial(_AsyncView._send, self), self, cast_to, options, (args, kwargs), self._fluxgate_begin()
+        )
 
     async def _send(self, *args: Any, **kwargs: Any) -> Any:
         return await super().request(*args, **kwargs)  # type: ignore[misc]
@@ -129,7 +138,9 @@ class _SyncLast(SyncAPIClient):
 
     def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
         """Send what goes out, as the view's call or, where that has ended, as another."""
-        return requested(_SyncLast._out, self, cast_to, options, (args, kwargs), self._fluxgate_origin(last=True))
+        return requested(
+            partial(_SyncLast._out, self), self, cast_to, options, (args, kwargs), self._fluxgate_origin(last=True)
+        )
 
     def _out(self, *args: Any, **kwargs: Any) -> Any:
         return super().request(*args, **kwargs)
@@ -143,7 +154,7 @@ class _AsyncLast(AsyncAPIClient):
     async def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
         """Send what goes out, as the view's call or, where that has ended, as another."""
         origin = self._fluxgate_origin(last=True)
-        return await arequested(_AsyncLast._out, self, cast_to, options, (args, kwargs), origin)
+        return await arequested(partial(_AsyncLast._out, self), self, cast_to, options, (args, kwargs), origin)
 
     async def _out(self, *args: Any, **kwargs: Any) -> Any:
         return await super().request(*args, **kwargs)
@@ -193,8 +204,8 @@ def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> An
         fg: Where its events go; None = the request's, else the process's default at the time of each call.
 
     Guarantees: works with the global patch off, and counts once with it on. What is set on the client later (a key, a
-    header) holds for its views, and the other way round. A wrapper that others have put on the instance of a client's
-    resource (`client.chat.completions.create = traced`) sees no call of a view, which is noted.
+    header) holds for its views, and the other way round. A wrapper that others have put on the instance of a client
+    or of its resource (`client.chat.completions.create = traced`) sees no call of a view, which is noted.
 
     Concurrency: as the client's own; views share its connection pool, so closing one closes it for all.
 
@@ -205,20 +216,23 @@ def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> An
         >>> view is tracker
         False
     """
-    return _view_of(client, None if fg is None else fg.recorder, {})
+    recorder = getattr(client, "_fluxgate_recorder", None) if fg is None else fg.recorder
+    return _view_of(client, recorder, getattr(client, "_fluxgate_fields", {}))
 
 
 def _view_of(client: Any, recorder: Recorder | None, fields: Mapping[str, Any]) -> Any:
     view_class = _view_class(type(client))
     view: Any = object.__new__(view_class)
     root = getattr(client, "_fluxgate_client", None) or client
-    vars(view).update(vars(client))
-    _rebind_resources(view, client)
+    state = dict(vars(client))
+    vars(view).update(state)
+    _rebind_resources(view, state)
+    _leave_wrappers(view, state)
     vars(view).update(
         _fluxgate_recorder=recorder,
         _fluxgate_fields=fields,
         _fluxgate_client=root,
-        _fluxgate_shared=frozenset(vars(root)).difference(_resources(root), vars(_View)),
+        _fluxgate_shared=frozenset(state).difference(_resources(state), vars(_View)),
     )
     return view
 
@@ -233,31 +247,36 @@ def _view_class(base: type) -> type:
     return view
 
 
-def _resources(client: Any) -> list[str]:
-    """Return the names of the resources that a client has made."""
-    return [
-        name
-        for name, value in vars(client).items()
-        if getattr(value, "_client", None) is client
-        or type(value).__name__.endswith(("WithRawResponse", "WithStreamedResponse", "WithStreamingResponse"))
-    ]
+def _resources(state: Mapping[str, Any]) -> list[str]:
+    """Return the names of the resources that a client with this state has made."""
+    return [name for name, value in state.items() if isinstance(value, _RESOURCES) or _is_raw_view(type(value))]
 
 
-def _rebind_resources(view: Any, client: Any) -> None:
+def _is_raw_view(kind: type) -> bool:
+    return kind.__module__.startswith("openai.") and kind.__name__.endswith(_RAW_VIEWS)
+
+
+def _rebind_resources(view: Any, state: Mapping[str, Any]) -> None:
     """Let no resource that the client has made keep sending through the client instead of the view.
 
     What others have put on a client's resources is not on the view's.
     """
-    for name in _resources(client):
-        value = vars(client)[name]
+    for name in _resources(state):
+        value = state[name]
         if _is_wrapped(value):
-            diagnostics.note(
-                "tracker_without_wrappers", "a wrapper on the instance of a client's resource sees no call of a tracker"
-            )
+            diagnostics.note("tracker_without_wrappers", _WITHOUT_WRAPPERS)
         if hasattr(type(view), name):
             del view.__dict__[name]
         else:
             view.__dict__[name] = type(value)(view)
+
+
+def _leave_wrappers(view: Any, state: Mapping[str, Any]) -> None:
+    """Let no method that somebody has put on the client itself take the view's calls past the view."""
+    for name, value in state.items():
+        if callable(value) and inspect.isfunction(getattr(type(view), name, None)):
+            diagnostics.note("tracker_without_wrappers", _WITHOUT_WRAPPERS)
+            del view.__dict__[name]
 
 
 def _is_wrapped(resource: Any) -> bool:

@@ -7,6 +7,7 @@ without us.
 from __future__ import annotations
 
 import weakref
+from contextlib import suppress
 from typing import Any
 
 from fluxgate_mw.call import Call
@@ -45,11 +46,16 @@ def register(answer: object, call: Call) -> None:
 
 def call_of(answer: object) -> Call | None:
     """Return the call that an answer belongs to; a stream helper's is that of its stream."""
+    call = _known_call(answer)
+    if call is None:
+        with suppress(Exception):  # an attribute of somebody's object
+            call = _known_call(getattr(answer, "_raw_stream", None))
+    return call
+
+
+def _known_call(answer: object) -> Call | None:
     known = _calls.get(id(answer))
-    if known is not None and known() is answer:
-        return known.call
-    inner = getattr(answer, "_raw_stream", None)
-    return None if inner is None else call_of(inner)
+    return known.call if known is not None and known() is answer else None
 
 
 def tracking(answer: object) -> Tracking | None:

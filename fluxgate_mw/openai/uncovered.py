@@ -19,6 +19,7 @@ from fluxgate_mw.openai.calls import OpenAICall
 from fluxgate_mw.openai.hosts import OPERATIONS
 from fluxgate_mw.pricing import provider_of_host
 from fluxgate_mw.recorder import guarded, in_hand
+from fluxgate_mw.wrapping import bound
 
 __all__ = ["absent_client", "clients", "replacements", "yields"]
 
@@ -38,24 +39,33 @@ def replacements(replace: Replace) -> Iterator[tuple[type, str, Any]]:
         for resource in _all_below(base):
             if "connect" in resource.__dict__:
                 yield resource, "connect", _connect(resource.__dict__["connect"])
-        yield base, "__init_subclass__", classmethod(functools.partial(_defined, replace))
+        yield base, "__init_subclass__", classmethod(functools.partial(_defined, replace, base))
 
 
 def clients(known: Collection[type]) -> Iterator[tuple[type, str, Any]]:
-    """Yield as much for those of the HTTP clients that are not known yet, where the application has imported them."""
+    """Yield as much for those of the HTTP clients that are not known yet, where the application has imported them.
+
+    What stands in a library's module under the name of its client may be a subclass that somebody has put there.
+    """
     for module, name in _CLIENTS:
         client = getattr(sys.modules.get(module), name, None)
-        if client is not None and client not in known:
-            yield client, "send", _send(client.__dict__["send"])
+        for owner in client.__mro__ if isinstance(client, type) else ():
+            if _library(owner) == module and "send" in owner.__dict__ and owner not in known:
+                yield owner, "send", _send(owner.__dict__["send"])
 
 
 def absent_client(known: Collection[type]) -> str | None:
-    """Return the module of an HTTP client that is not among those that are known; None where all are.
+    """Return the module of an HTTP client that is not there yet, as far as is known; None where all are.
 
     openai 3 has httpx2, what went before and most other SDKs httpx, which may be imported at any time.
     """
-    covered = {client.__module__.partition(".")[0] for client in known}
-    return next((module for module, _ in _CLIENTS if module not in covered), None)
+    covered = {*map(_library, known)}
+    absent = (module for module, name in _CLIENTS if not hasattr(sys.modules.get(module), name))
+    return next((module for module in absent if module not in covered), None)
+
+
+def _library(client: type) -> str:
+    return client.__module__.partition(".")[0]
 
 
 def yields(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,16 +81,17 @@ def _all_below(base: type) -> Iterator[type]:
         yield from _all_below(subclass)
 
 
-def _defined(replace: Replace, resource: type, **_: Any) -> None:
+def _defined(replace: Replace, base: Any, resource: type, **arguments: Any) -> None:
+    super(base, resource).__init_subclass__(**arguments)
     if "connect" in resource.__dict__:
         replace(resource, "connect", _connect(resource.__dict__["connect"]))
 
 
 def _connect(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def connect(*args: Any, **kwargs: Any) -> Any:
+    def connect(resource: Any, *args: Any, **kwargs: Any) -> Any:
         diagnostics.note("not_covered_websocket", "a websocket to the provider: what it uses is not recorded")
-        return original(*args, **kwargs)
+        return bound(original, resource)(*args, **kwargs)
 
     return yields(connect, original)
 
@@ -97,7 +108,7 @@ def _send(original: Callable[..., Any]) -> Callable[..., Any]:
             call.request = request
         elif call is None:
             guarded("uncovered", _look, request)
-        return original(client, request, *args, **kwargs)
+        return bound(original, client)(request, *args, **kwargs)
 
     return yields(send, original)
 
@@ -112,7 +123,7 @@ def _asend(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
             call.request = request
         elif call is None:
             guarded("uncovered", _look, request)
-        return await original(client, request, *args, **kwargs)
+        return await bound(original, client)(request, *args, **kwargs)
 
     return yields(send, original)
 
