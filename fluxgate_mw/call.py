@@ -25,9 +25,12 @@ __all__ = ["Call"]
 _STATUSES: Final = get_args(Status)
 _NOT_PRICED: Final = pricing.Price(None, None, "pricing failed")
 _NO_USAGE: Final = TokenUsage()
+_INCOMPLETE: Final = pricing.Price(None, None, "the usage is incomplete")
 _NO_MODEL: Final = pricing.Price(None, None, "no model")
 _AZURE: Final = "azure"
 _NOT_FOUND: Final = Outcome()
+_ONE_SIDED: Final = frozenset({"embeddings", "moderation", "speech"})
+"""Operations whose usage need not have both input and output."""
 _UNCHANGING: Final = frozenset({str, int, float, bool, type(None)})
 
 
@@ -237,8 +240,10 @@ class Call(msgspec.Struct, eq=False, weakref=True):
             return pricing.Price(None, None, outcome.unpriced_reason)
         if outcome.fee is not None and rates is None:
             return pricing.Price(None, None, f"the call used {outcome.fee}, which is billed beside its tokens")
-        price = _NO_MODEL
+        price, two_sided = _NO_MODEL, rates is None and self.operation not in _ONE_SIDED
         for model in self._names(outcome):
+            if two_sided and pricing.lacks_half(self.provider, model, usage, at=at, service_tier=outcome.service_tier):
+                return _INCOMPLETE
             price = pricing.price(
                 self.provider,
                 model,

@@ -123,6 +123,24 @@ def test_half_a_usage_has_no_cost(fg, path):
     assert [(e.cost_nanos, e.unpriced_reason) for e in events] == [(None, "the usage is incomplete")]
 
 
+def test_what_has_no_output_is_priced_by_its_input(fg):
+    """An embedding's usage has no output; by a table that has a rate for it, it costs its input all the same."""
+    body = {"object": "list", "data": [], "model": "mistral-embed", "usage": {"prompt_tokens": 1000}}
+    client = sync_client(lambda r: answer(body), base_url="https://api.mistral.ai/v1")
+    with capture_events() as events:
+        client.embeddings.create(model="mistral-embed", input="Hello", encoding_format="float")
+    assert [(e.input_tokens, e.output_tokens, e.cost_nanos) for e in events] == [(1000, None, 100_000)]
+
+
+def test_half_the_usage_of_a_transcription_has_no_cost(fg):
+    """One that is billed by tokens has output, too."""
+    usage = {"type": "tokens", "input_tokens": 1000}
+    client = sync_client(lambda r: answer({"text": "x", "usage": usage}))
+    with capture_events() as events:
+        client.audio.transcriptions.create(model="gpt-4o-transcribe", file=("a.wav", b"x"))
+    assert [(e.cost_nanos, e.unpriced_reason) for e in events] == [(None, "the usage is incomplete")]
+
+
 def test_a_transcription_that_is_billed_by_its_length(fg):
     """Ten minutes at 0.006 USD; such an answer counts no tokens."""
     client = sync_client(lambda r: answer({"text": "x", "usage": {"type": "duration", "seconds": 600}}))
