@@ -258,13 +258,13 @@ class Call(msgspec.Struct, eq=False, weakref=True):
                 break
         return price
 
-    def _names(self, outcome: Outcome) -> Iterable[str]:
+    def _names(self, outcome: Outcome) -> Iterable[str | None]:
         """Return the names to price the call by: the first that is known counts.
 
         A gateway may spell the model that answered in its own way, so the model that was asked for is the second;
-        but what is asked of Azure is a deployment, and its name says nothing.
+        but what is asked of Azure is a deployment, and its name says nothing: the model is unknown where none answered.
         """
-        if self.provider == _AZURE and outcome.response_model:
+        if self.provider == _AZURE:
             return (outcome.response_model,)
         return filter(None, (outcome.response_model, self.model))
 

@@ -9,7 +9,7 @@ import pytest
 
 from fluxgate_mw import FluxGate, FluxGateError, context, current
 from fluxgate_mw.testing import capture_events
-from tests.calls.mocks import CHAT, MESSAGES, USAGE, answer, chat_events, event, streamed, sync_client
+from tests.calls.mocks import CHAT, MESSAGES, USAGE, answer, chat_events, event, http, streamed, sync_client
 
 CREATE = {"model": "gpt-4o-mini", "messages": MESSAGES}
 PUBLISHED = 12 * 150 + 3 * 600
@@ -195,6 +195,55 @@ def test_a_price_list_may_name_an_azure_deployment(tmp_path):
     text = "[[prices]]\nmodel = 'ours'\ninput_cost_per_1m_tokens = 1\noutput_cost_per_1m_tokens = 2"
     FluxGate(price_file=_price_file(tmp_path, text))
     assert _cost({**CHAT, "model": "gpt-nowhere"}, "https://acme.openai.azure.com/openai/v1", model="ours")[0] == 18_000
+
+
+_AZURES_V1 = "https://acme.openai.azure.com/openai/v1"
+
+
+_NAMELESS = {
+    "images": lambda client: client.images.generate(model="gpt-4o", prompt="a cat"),
+    "transcriptions": lambda client: client.audio.transcriptions.create(model="gpt-4o", file=("a.wav", b"x")),
+}
+
+
+@pytest.mark.parametrize("asked", _NAMELESS)
+def test_the_name_of_an_azure_deployment_is_no_price_where_the_answer_names_no_model(fg, asked):
+    """Images and transcriptions name none: what a deployment is called says nothing of what it costs."""
+    usage = {"type": "tokens", "input_tokens": 50, "output_tokens": 10, "total_tokens": 60}
+    client = sync_client(lambda r: answer({"created": 1, "data": [], "text": "x", "usage": usage}), base_url=_AZURES_V1)
+    with capture_events() as events:
+        _NAMELESS[asked](client)
+        with context(cost_override={"input_cost_per_1m_tokens": 1, "output_cost_per_1m_tokens": 2}):
+            _NAMELESS[asked](client)
+        with context(cost_override={"input_cost_per_1m_tokens": 1}):
+            _NAMELESS[asked](client)
+    assert [(e.provider_name, e.request_model, e.input_tokens) for e in events] == [("azure", "gpt-4o", 50)] * 3
+    assert [(e.cost_nanos, e.unpriced_reason) for e in events] == [
+        (None, "unknown model"),
+        (50 * 1000 + 10 * 2000, None),
+        (None, "no output price known"),
+    ]
+
+
+def test_a_price_list_may_name_an_azure_deployment_whose_answers_name_no_model(tmp_path):
+    """It is the user's own name, and the user's own price."""
+    text = "[[prices]]\nmodel = 'gpt-4o'\ninput_cost_per_1m_tokens = 1\noutput_cost_per_1m_tokens = 2"
+    FluxGate(price_file=_price_file(tmp_path, text))
+    usage = {"input_tokens": 50, "output_tokens": 10, "total_tokens": 60}
+    client = sync_client(lambda r: answer({"created": 1, "data": [], "usage": usage}), base_url=_AZURES_V1)
+    with capture_events() as events:
+        _NAMELESS["images"](client)
+    assert [e.cost_nanos for e in events] == [50 * 1000 + 10 * 2000]
+
+
+def test_a_stream_of_azure_that_breaks_before_it_names_its_model_has_no_cost(fg):
+    """What was delivered is estimated; by whose rates is not known."""
+    first = event({"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": None}]})
+    client = sync_client(lambda r: streamed([first, http.ReadError("gone")]), base_url=_AZURES_V1)
+    with capture_events() as events, pytest.raises((http.ReadError, openai.APIConnectionError)):
+        list(client.chat.completions.create(model="gpt-4o", messages=MESSAGES, stream=True))
+    assert [(e.response_model, e.usage_source) for e in events] == [(None, "estimated")]
+    assert [(e.cost_nanos, e.unpriced_reason) for e in events] == [(None, "unknown model")]
 
 
 def test_an_azure_client_behind_a_gateway_is_azure(fg):
