@@ -25,9 +25,12 @@ __all__ = ["Call"]
 _STATUSES: Final = get_args(Status)
 _NOT_PRICED: Final = pricing.Price(None, None, "pricing failed")
 _NO_USAGE: Final = TokenUsage()
+_INCOMPLETE: Final = pricing.Price(None, None, "the usage is incomplete")
 _NO_MODEL: Final = pricing.Price(None, None, "no model")
 _AZURE: Final = "azure"
 _NOT_FOUND: Final = Outcome()
+_ONE_SIDED: Final = frozenset({"embeddings", "moderation", "speech"})
+"""Operations whose usage need not have both input and output."""
 _UNCHANGING: Final = frozenset({str, int, float, bool, type(None)})
 
 
@@ -237,8 +240,10 @@ class Call(msgspec.Struct, eq=False, weakref=True):
             return pricing.Price(None, None, outcome.unpriced_reason)
         if outcome.fee is not None and rates is None:
             return pricing.Price(None, None, f"the call used {outcome.fee}, which is billed beside its tokens")
-        price = _NO_MODEL
+        price, two_sided = _NO_MODEL, rates is None and self.operation not in _ONE_SIDED
         for model in self._names(outcome):
+            if two_sided and pricing.lacks_half(self.provider, model, usage, at=at, service_tier=outcome.service_tier):
+                return _INCOMPLETE
             price = pricing.price(
                 self.provider,
                 model,
@@ -253,13 +258,13 @@ class Call(msgspec.Struct, eq=False, weakref=True):
                 break
         return price
 
-    def _names(self, outcome: Outcome) -> Iterable[str]:
+    def _names(self, outcome: Outcome) -> Iterable[str | None]:
         """Return the names to price the call by: the first that is known counts.
 
         A gateway may spell the model that answered in its own way, so the model that was asked for is the second;
-        but what is asked of Azure is a deployment, and its name says nothing.
+        but what is asked of Azure is a deployment, and its name says nothing: the model is unknown where none answered.
         """
-        if self.provider == _AZURE and outcome.response_model:
+        if self.provider == _AZURE:
             return (outcome.response_model,)
         return filter(None, (outcome.response_model, self.model))
 

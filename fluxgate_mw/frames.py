@@ -159,9 +159,10 @@ def context(
         step: A part of the feature.
         session_id: The user's session.
         conversation_id: The conversation that the calls belong to.
-        metadata: Anything else; merged over the outer one's, key by key.
+        metadata: Anything else; merged over the outer one's, key by key. What is no mapping is counted and ignored.
         cost_override: Rates in USD per million tokens: `input_cost_per_1m_tokens`, `output_cost_per_1m_tokens`,
-            `cache_read_cost_per_1m_tokens`, `cache_write_cost_per_1m_tokens`, `reasoning_cost_per_1m_tokens`.
+            `cache_read_cost_per_1m_tokens`, `cache_write_cost_per_1m_tokens`, `reasoning_cost_per_1m_tokens`. With
+            what is no such mapping the cost is unknown, which is counted.
     """
     return Frame(
         set_fields(
@@ -188,7 +189,8 @@ def set_fields(
 ) -> dict[str, Any]:
     """Return the fields of `Ambient` that are given, with `source` as where user and feature came from.
 
-    What is no user is counted and left out; the mappings are copied.
+    What is no user is counted and left out, and so is metadata that is no mapping; the mappings are copied. A
+    `cost_override` that is none is kept: as one with a wrong key, it is counted where the call is priced.
     """
     fields: dict[str, Any] = {key: value for key, value in others.items() if value is not None}
     if user is not None and (known := as_user(user)) is not None:
@@ -197,11 +199,22 @@ def set_fields(
         diagnostics.note("context_no_user", f"a context was given a {type(user).__name__} without an id as its user")
     if feature is not None:
         fields["feature"], fields["feature_source"] = feature, source
-    if metadata:
-        fields["metadata"] = dict(metadata)
+    if metadata and (copied := _copied(metadata)) is not None:
+        fields["metadata"] = copied
+    elif metadata:
+        diagnostics.note("context_no_metadata", f"a context was given a {type(metadata).__name__} as its metadata")
     if cost_override:
-        fields["cost_override"] = dict(cost_override)
+        copied = _copied(cost_override)
+        fields["cost_override"] = cost_override if copied is None else copied
     return fields
+
+
+def _copied(mapping: Any) -> dict[Any, Any] | None:
+    """Return a copy of what the application gave as a mapping; None where it is none."""
+    try:
+        return dict(mapping)
+    except (TypeError, ValueError):
+        return None
 
 
 _LOST: Final = (

@@ -1,6 +1,6 @@
 """Every setting, once: its name, its default, where its value came from, and what is allowed.
 
-An argument beats the environment, which beats the default; an empty environment value means not set. The keyword of
+An argument beats the environment, which beats the default; an empty text means not set, in either. The keyword of
 a setting is its field's name; its environment variable is `FLUXGATE_` and the name in capitals.
 """
 
@@ -206,7 +206,7 @@ class Settings:
         """Return the settings made from arguments over the environment over the defaults.
 
         Args:
-            arguments: By keyword; a value of None means not given.
+            arguments: By keyword; a value of None, and an empty text, means not given.
             environ: Variables to read; None = this process's own.
 
         Raises:
@@ -221,7 +221,7 @@ class Settings:
         values: dict[str, Any] = {}
         for name, convert in converters.items():
             key = PREFIX + name.upper()
-            if name in given:
+            if name in given and not _is_empty(given[name]):
                 values[name] = _converted(convert, given[name], name, "argument")
             elif text := variables.get(key, "").strip():
                 values[name] = _converted(convert, text, key, "environment")
@@ -240,6 +240,10 @@ class Settings:
     def __repr__(self) -> str:
         shown = (f"{f.name}={_shown(getattr(self, f.name), secret=f.metadata['secret'])}" for f in fields(self))
         return f"Settings({', '.join(shown)})"
+
+
+def _is_empty(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _converted(convert: Callable[[Any], _T], value: Any, key: str, source: str) -> _T:

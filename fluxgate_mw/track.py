@@ -54,6 +54,9 @@ class TrackedCall:
     ) -> None:
         """Say what the call used; a second report replaces the first.
 
+        Where only the input or only the output is told, and the published price has a rate for the other one, the cost
+        is unknown.
+
         Args:
             provider: `anthropic`, `google`, ..., as the price table spells it.
             model: The model that answered.

@@ -14,7 +14,7 @@ from fluxgate_mw.extras import load
 from fluxgate_mw.pricing.hosts import is_regional, provider_of_host
 
 if TYPE_CHECKING:
-    from fluxgate_mw.pricing.costs import price, table_version
+    from fluxgate_mw.pricing.costs import lacks_half, price, table_version
     from fluxgate_mw.pricing.override import CostOverride
     from fluxgate_mw.pricing.price_file import PriceFile
     from fluxgate_mw.pricing.table import is_at_hand
@@ -25,6 +25,7 @@ __all__ = [
     "PriceFile",
     "is_at_hand",
     "is_regional",
+    "lacks_half",
     "price",
     "provider_of_host",
     "table_version",
@@ -34,6 +35,7 @@ _LATER: Final = {
     "CostOverride": "override",
     "PriceFile": "price_file",
     "is_at_hand": "table",
+    "lacks_half": "costs",
     "price": "costs",
     "table_version": "costs",
 }

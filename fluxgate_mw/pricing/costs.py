@@ -14,7 +14,7 @@ from fluxgate_mw.pricing.rates import Rates, Sheet, UnpricedError, cost_nanos, o
 from fluxgate_mw.pricing.regions import uplift_percent
 from fluxgate_mw.pricing.table import index, tariff_of
 
-__all__ = ["price", "table_version"]
+__all__ = ["lacks_half", "price", "table_version"]
 
 _OVERRIDE_VERSION: Final = "cost_override"
 _AUDIO_APART: Final = "audio-preview"
@@ -29,6 +29,9 @@ _PRICED_ALIKE: Final = frozenset({("groq", "flex")})
 """But for these. Source: https://console.groq.com/docs/flex-processing (read 2026-11)."""
 _LEAST_SECONDS: Final = {"groq": 10}
 """What is billed of audio that is shorter. Source: `genai_prices.types` (ModelInfo.calc_price), version 0.2.3."""
+_NO_OUTPUT: Final = "embed"
+"""Part of the names of models that put out no tokens, though a table may have a rate for them, as for `mistral-embed`.
+Source: genai-prices 0.2.3."""
 _NOT_COUNTS: Final = Price(None, None, "invalid usage: the counts are no whole numbers")
 
 
@@ -85,6 +88,28 @@ def price(
     if _AUDIO_APART in (model or "").lower() and _has_unrated_audio(sheet[0][1], usage):
         return _AUDIO_UNPRICED
     return _priced(sheet, usage, version)
+
+
+def lacks_half(
+    provider: str | None, model: str | None, usage: TokenUsage, *, at: datetime, service_tier: str | None = None
+) -> bool:
+    """Return whether only the input or only the output is counted, and the other one has a published rate.
+
+    The arguments are those of `price`, of a call that has both input and output.
+
+    Concurrency: any thread.
+
+    >>> from datetime import UTC, datetime
+    >>> lacks_half("openai", "gpt-4o-mini", TokenUsage(input_tokens=1000), at=datetime.now(UTC))
+    True
+    """
+    no_input, no_output = usage.input_tokens is None, usage.output_tokens is None
+    if no_input == no_output or usage.audio_seconds is not None:
+        return False
+    tariff = tariff_of(provider, model)
+    if isinstance(tariff, str) or (no_output and _NO_OUTPUT in (model or "").lower()):
+        return False
+    return any(rates.output if no_output else rates.input for _, rates in tariff.sheet(at, service_tier))
 
 
 def _published(

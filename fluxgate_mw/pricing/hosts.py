@@ -14,12 +14,10 @@ HOSTS: Final = MappingProxyType(
         "arcee.ai": "arcee",
         "avian.io": "avian",
         "azure-api.net": "azure",
-        "azure.com": "azure",
         "azuredatabricks.net": "databricks",
-        "baseten.co": "baseten",
         "bigmodel.cn": "zhipuai",
         "cerebras.ai": "cerebras",
-        "cloudapp.azure.com": None,
+        "cognitiveservices.azure.com": "azure",
         "cohere.ai": "cohere",
         "cohere.com": "cohere",
         "cursor.com": "cursor",
@@ -31,6 +29,7 @@ HOSTS: Final = MappingProxyType(
         "githubcopilot.com": "github-copilot",
         "googleapis.com": "google",
         "groq.com": "groq",
+        "inference.baseten.co": "baseten",
         "kepler.ai.cloud.ovh.net": "ovhcloud",
         "meta.ai": "meta",
         "minimax.com": "minimax",
@@ -40,15 +39,18 @@ HOSTS: Final = MappingProxyType(
         "mistral.ai": "mistral",
         "modal.direct": "modal",
         "modal.run": "modal",
+        "models.ai.azure.com": "azure",
         "moonshot.ai": "moonshotai",
         "moonshot.cn": "moonshotai",
         "novita.ai": "novita",
         "openai.azure.cn": "azure",
+        "openai.azure.com": "azure",
         "openai.azure.us": "azure",
         "openai.com": "openai",
         "openrouter.ai": "openrouter",
         "perplexity.ai": "perplexity",
         "quicksilverpro.io": "quicksilverpro",
+        "services.ai.azure.com": "azure",
         "together.ai": "together",
         "together.xyz": "together",
         "typesafe.ai": "typesafe",
@@ -57,10 +59,13 @@ HOSTS: Final = MappingProxyType(
         "z.ai": "zai",
     },
 )
-"""Host or domain to provider id; None: under a provider's domain, but machines of anybody.
+"""Host or domain to provider id. What is paid by the machine is none: of Azure's domain and Baseten's only the hosts
+that are paid by the token are here.
 
 Source: the providers' own API references and `api_pattern` of genai-prices 0.2.3 (2026-11), of which are left out
-`router.huggingface.co`, whose path names the provider, and a second provider of `api.openai.com`.
+`router.huggingface.co`, whose path names the provider, and a second provider of `api.openai.com`. For
+`models.ai.azure.com`, Azure's serverless endpoints:
+https://learn.microsoft.com/azure/machine-learning/concept-endpoints (read 2026-12).
 """
 
 _BEDROCK: Final = ("bedrock", "bedrock-mantle", "bedrock-runtime")
@@ -98,6 +103,6 @@ def provider_of_host(host: str) -> str:
     suffix = name
     while suffix:
         if suffix in HOSTS:
-            return HOSTS[suffix] or own
+            return HOSTS[suffix]
         suffix = suffix.partition(".")[2]
     return own

@@ -47,8 +47,10 @@ class CostOverride(msgspec.Struct, frozen=True, omit_defaults=True):
         """Return the override that a mapping of the same keys spells.
 
         Raises:
-            ConfigurationError: A key is unknown or a value is no number; the message names the key.
+            ConfigurationError: It is no mapping, a key is unknown or a value is no number; the message names the key.
         """
+        if not isinstance(mapping, Mapping):
+            raise ConfigurationError(f"cost_override: expected a mapping of {', '.join(cls.__struct_fields__)}")
         for key in mapping:
             if key not in cls.__struct_fields__:
                 raise ConfigurationError(f"cost_override: {key!s:.60}: expected {', '.join(cls.__struct_fields__)}")

@@ -12,6 +12,7 @@ import msgspec
 
 from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.pricing.override import CostOverride
+from fluxgate_mw.pricing.table import provider_spelled
 
 __all__ = ["PriceFile"]
 
@@ -26,7 +27,7 @@ class _Entry(msgspec.Struct, frozen=True):
     rates: CostOverride
 
     def holds(self, provider: str | None, model: str, at: date) -> bool:
-        """Say whether it is for a provider's model, both in lower case, on a day."""
+        """Say whether it is for a model, in lower case, of a provider, by its id, on a day."""
         named = model.startswith(self.model[:-1]) if self.model.endswith("*") else model == self.model
         return (
             named
@@ -41,7 +42,8 @@ class PriceFile:
 
     A file in TOML or JSON with a list `prices`. Each entry names its `model` (a `*` at the end means any ending) and
     rates as in `cost_override`, one at least; `provider`, `from` (a date, UTC, inclusive) and `until` (exclusive, later
-    than `from`) may be left out. Names are of any case. A rate that an entry leaves out is the published one.
+    than `from`) may be left out. Names are of any case, and a provider's is any that the tables spell out. A rate that
+    an entry leaves out is the published one.
 
     Args:
         path: Ends in `.toml` or `.json`.
@@ -64,6 +66,8 @@ class PriceFile:
         try:
             text = path.read_text("utf-8")
             content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        except RecursionError:
+            raise ConfigurationError(f"price_file: {path.name}: nested too deeply") from None
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"price_file: {path.name}: {error}") from None
         entries = content.get("prices") if isinstance(content, dict) else None
@@ -73,7 +77,7 @@ class PriceFile:
 
     def rates(self, provider: str | None, model: str, at: datetime) -> CostOverride | None:
         """Return the rates of a model at a moment (aware UTC); None where the list has none."""
-        of, name, day = provider and provider.lower(), model.lower(), at.date()
+        of, name, day = provider and provider_spelled(provider), model.lower(), at.date()
         held = (entry for entry in reversed(self._entries) if entry.holds(of, name, day))
         return next((entry.rates for entry in held), None)
 
@@ -81,6 +85,8 @@ class PriceFile:
 def _entry(where: str, item: Any) -> _Entry:
     if not isinstance(item, dict) or not isinstance(item.get("model"), str) or not item["model"]:
         raise ConfigurationError(f"{where}: expected an entry that names its model")
+    if "*" in item["model"][:-1]:
+        raise ConfigurationError(f"{where}: model: expected * at the end only")
     provider = item.get("provider")
     if provider is not None and not isinstance(provider, str):
         raise ConfigurationError(f"{where}: provider: expected a name")
@@ -93,7 +99,7 @@ def _entry(where: str, item: Any) -> _Entry:
         raise ConfigurationError(f"{where}: {error}") from None
     if rates == CostOverride():
         raise ConfigurationError(f"{where}: expected a rate, such as input_cost_per_1m_tokens")
-    return _Entry(item["model"].lower(), provider and provider.lower(), first, until, rates)
+    return _Entry(item["model"].lower(), provider and provider_spelled(provider), first, until, rates)
 
 
 def _day(where: str, key: str, value: Any) -> date | None:

@@ -14,7 +14,17 @@ import msgspec
 from fluxgate_mw.pricing.matching import Clause, dashed_dates, matches
 from fluxgate_mw.pricing.terms import Tariff, Terms
 
-__all__ = ["Index", "ModelRow", "ProviderRow", "Table", "TableFile", "index", "is_at_hand", "tariff_of"]
+__all__ = [
+    "Index",
+    "ModelRow",
+    "ProviderRow",
+    "Table",
+    "TableFile",
+    "index",
+    "is_at_hand",
+    "provider_spelled",
+    "tariff_of",
+]
 
 _MAX_NAME: Final = 256
 _MAX_RESOLVED: Final = 2048
@@ -121,6 +131,32 @@ def index() -> Index:
 @cache
 def _providers() -> dict[str, ProviderRow]:
     return {provider.id: provider for provider in index().providers}
+
+
+@cache
+def _spellings() -> dict[str, str]:
+    return {name: row.id for row in index().providers for name in _spelled_out(row.match)}
+
+
+def _spelled_out(clause: Clause | None) -> list[str]:
+    """Return the names that a test spells out, where any of them passes it."""
+    kind, value = clause or ("|", [])
+    if kind == "|":
+        return [name for part in value for name in _spelled_out(part)]
+    return [str(value)] if kind == "=" else []
+
+
+def provider_spelled(name: str) -> str:
+    """Return the id of the provider whose name is spelled so; any other name, in lower case, for itself.
+
+    A name that only has a provider's in it, which `tariff_of` takes for that provider's, may be one of the user's own.
+
+    >>> provider_spelled("xAI"), provider_spelled("azure.ai.openai"), provider_spelled("openai-proxy")
+    ('x-ai', 'azure', 'openai-proxy')
+    """
+    wanted = name.lower().strip()
+    wanted = _PROVIDER_ALIASES.get(wanted, wanted)
+    return wanted if wanted in _providers() else _spellings().get(wanted, wanted)
 
 
 @cache

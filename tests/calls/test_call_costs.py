@@ -7,9 +7,9 @@ import json
 import openai
 import pytest
 
-from fluxgate_mw import FluxGate, FluxGateError, context, current
+from fluxgate_mw import FluxGate, FluxGateError, context, current, diagnostics, track
 from fluxgate_mw.testing import capture_events
-from tests.calls.mocks import CHAT, MESSAGES, USAGE, answer, chat_events, event, streamed, sync_client
+from tests.calls.mocks import CHAT, MESSAGES, USAGE, answer, chat_events, event, http, streamed, sync_client
 
 CREATE = {"model": "gpt-4o-mini", "messages": MESSAGES}
 PUBLISHED = 12 * 150 + 3 * 600
@@ -123,6 +123,24 @@ def test_half_a_usage_has_no_cost(fg, path):
     assert [(e.cost_nanos, e.unpriced_reason) for e in events] == [(None, "the usage is incomplete")]
 
 
+def test_what_has_no_output_is_priced_by_its_input(fg):
+    """An embedding's usage has no output; by a table that has a rate for it, it costs its input all the same."""
+    body = {"object": "list", "data": [], "model": "mistral-embed", "usage": {"prompt_tokens": 1000}}
+    client = sync_client(lambda r: answer(body), base_url="https://api.mistral.ai/v1")
+    with capture_events() as events:
+        client.embeddings.create(model="mistral-embed", input="Hello", encoding_format="float")
+    assert [(e.input_tokens, e.output_tokens, e.cost_nanos) for e in events] == [(1000, None, 100_000)]
+
+
+def test_half_the_usage_of_a_transcription_has_no_cost(fg):
+    """One that is billed by tokens has output, too."""
+    usage = {"type": "tokens", "input_tokens": 1000}
+    client = sync_client(lambda r: answer({"text": "x", "usage": usage}))
+    with capture_events() as events:
+        client.audio.transcriptions.create(model="gpt-4o-transcribe", file=("a.wav", b"x"))
+    assert [(e.cost_nanos, e.unpriced_reason) for e in events] == [(None, "the usage is incomplete")]
+
+
 def test_a_transcription_that_is_billed_by_its_length(fg):
     """Ten minutes at 0.006 USD; such an answer counts no tokens."""
     client = sync_client(lambda r: answer({"text": "x", "usage": {"type": "duration", "seconds": 600}}))
@@ -177,6 +195,55 @@ def test_a_price_list_may_name_an_azure_deployment(tmp_path):
     text = "[[prices]]\nmodel = 'ours'\ninput_cost_per_1m_tokens = 1\noutput_cost_per_1m_tokens = 2"
     FluxGate(price_file=_price_file(tmp_path, text))
     assert _cost({**CHAT, "model": "gpt-nowhere"}, "https://acme.openai.azure.com/openai/v1", model="ours")[0] == 18_000
+
+
+_AZURES_V1 = "https://acme.openai.azure.com/openai/v1"
+
+
+_NAMELESS = {
+    "images": lambda client: client.images.generate(model="gpt-4o", prompt="a cat"),
+    "transcriptions": lambda client: client.audio.transcriptions.create(model="gpt-4o", file=("a.wav", b"x")),
+}
+
+
+@pytest.mark.parametrize("asked", _NAMELESS)
+def test_the_name_of_an_azure_deployment_is_no_price_where_the_answer_names_no_model(fg, asked):
+    """Images and transcriptions name none: what a deployment is called says nothing of what it costs."""
+    usage = {"type": "tokens", "input_tokens": 50, "output_tokens": 10, "total_tokens": 60}
+    client = sync_client(lambda r: answer({"created": 1, "data": [], "text": "x", "usage": usage}), base_url=_AZURES_V1)
+    with capture_events() as events:
+        _NAMELESS[asked](client)
+        with context(cost_override={"input_cost_per_1m_tokens": 1, "output_cost_per_1m_tokens": 2}):
+            _NAMELESS[asked](client)
+        with context(cost_override={"input_cost_per_1m_tokens": 1}):
+            _NAMELESS[asked](client)
+    assert [(e.provider_name, e.request_model, e.input_tokens) for e in events] == [("azure", "gpt-4o", 50)] * 3
+    assert [(e.cost_nanos, e.unpriced_reason) for e in events] == [
+        (None, "unknown model"),
+        (50 * 1000 + 10 * 2000, None),
+        (None, "no output price known"),
+    ]
+
+
+def test_a_price_list_may_name_an_azure_deployment_whose_answers_name_no_model(tmp_path):
+    """It is the user's own name, and the user's own price."""
+    text = "[[prices]]\nmodel = 'gpt-4o'\ninput_cost_per_1m_tokens = 1\noutput_cost_per_1m_tokens = 2"
+    FluxGate(price_file=_price_file(tmp_path, text))
+    usage = {"input_tokens": 50, "output_tokens": 10, "total_tokens": 60}
+    client = sync_client(lambda r: answer({"created": 1, "data": [], "usage": usage}), base_url=_AZURES_V1)
+    with capture_events() as events:
+        _NAMELESS["images"](client)
+    assert [e.cost_nanos for e in events] == [50 * 1000 + 10 * 2000]
+
+
+def test_a_stream_of_azure_that_breaks_before_it_names_its_model_has_no_cost(fg):
+    """What was delivered is estimated; by whose rates is not known."""
+    first = event({"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": None}]})
+    client = sync_client(lambda r: streamed([first, http.ReadError("gone")]), base_url=_AZURES_V1)
+    with capture_events() as events, pytest.raises((http.ReadError, openai.APIConnectionError)):
+        list(client.chat.completions.create(model="gpt-4o", messages=MESSAGES, stream=True))
+    assert [(e.response_model, e.usage_source) for e in events] == [(None, "estimated")]
+    assert [(e.cost_nanos, e.unpriced_reason) for e in events] == [(None, "unknown model")]
 
 
 def test_an_azure_client_behind_a_gateway_is_azure(fg):
@@ -327,6 +394,43 @@ def test_a_price_list_spells_providers_and_models_in_any_case(tmp_path):
     assert _cost(CHAT, "https://api.groq.com/openai/v1")[0] is None
 
 
+@pytest.mark.parametrize(
+    ("named", "base_url"),
+    [
+        ("xai", "https://api.x.ai/v1"),
+        ("X_AI", "https://api.x.ai/v1"),
+        ("together_ai", "https://api.together.xyz/v1"),
+        ("azure.ai.openai", "https://acme.openai.azure.com/openai/v1"),
+    ],
+)
+def test_a_price_list_may_name_a_provider_as_the_tables_do(tmp_path, named, base_url):
+    """By another name of the provider that is recorded; of no other provider."""
+    text = (
+        f"[[prices]]\nprovider = '{named}'\nmodel = 'ours'\ninput_cost_per_1m_tokens = 1\noutput_cost_per_1m_tokens = 2"
+    )
+    FluxGate(price_file=_price_file(tmp_path, text))
+    assert _cost({**CHAT, "model": "ours"}, base_url)[0] == 12 * 1000 + 3 * 2000
+    assert _cost({**CHAT, "model": "ours"}, "https://api.groq.com/openai/v1", model="ours")[0] is None
+
+
+def test_a_price_list_is_for_a_call_that_is_tracked_by_another_name(tmp_path):
+    """`xai` and `x-ai` are the same provider, whichever of them the application writes."""
+    FluxGate(
+        price_file=_price_file(tmp_path, "[[prices]]\nprovider = 'x-ai'\nmodel = 'o'\ninput_cost_per_1m_tokens = 1")
+    )
+    with capture_events() as events, track() as call:
+        call.usage(provider="xai", model="o", input_tokens=12)
+    assert [e.cost_nanos for e in events] == [12 * 1000]
+
+
+def test_a_provider_of_the_users_own_stays_his_own_in_a_price_list(tmp_path):
+    """A name that has a provider's in it, such as `openai-proxy`, is not that provider's."""
+    text = "[[prices]]\nprovider = 'openai-proxy'\nmodel = 'gpt-4o-mini*'\ninput_cost_per_1m_tokens = 0\n"
+    text += "output_cost_per_1m_tokens = 0"
+    FluxGate(price_file=_price_file(tmp_path, text), provider_hosts={"proxy.example": "openai-proxy"})
+    assert [_cost(CHAT, url)[0] for url in ("https://proxy.example/v1", "https://api.openai.com/v1")] == [0, PUBLISHED]
+
+
 def test_a_price_list_may_be_json(tmp_path):
     """The same in JSON, with dates as text."""
     entry = {
@@ -348,6 +452,11 @@ def test_a_price_list_may_be_json(tmp_path):
         ("[[prices]]\nmodel = 'm'\ninput = 1", r"prices\[0\]: cost_override: input"),
         ("[[prices]]\nmodel = 'm'\nfrom = 'soon'", r"prices\[0\]: from: expected a date"),
         ("[[prices]]\nmodel = 'm'\nprovider = 1", "provider: expected a name"),
+        (
+            "[[prices]]\nmodel = 'gpt-*-mini'\ninput_cost_per_1m_tokens = 1",
+            r"prices\[0\]: model: expected \* at the end only",
+        ),
+        (f"prices = {'[' * 100_000}", "nested too deeply"),
         ("[[prices]]\nmodel = 'm'", r"prices\[0\]: expected a rate, such as input_cost_per_1m_tokens"),
         (
             "[[prices]]\nmodel = 'm'\nfrom = 2027-01-01\nuntil = 2027-01-01\ninput_cost_per_1m_tokens = 1",
@@ -361,6 +470,26 @@ def test_a_wrong_price_list_fails_at_start_and_says_what_is_wrong(tmp_path, text
         FluxGate(price_file=_price_file(tmp_path, text))
     with pytest.raises(FluxGateError, match=r"nowhere\.toml"):
         FluxGate(price_file=tmp_path / "nowhere.toml")
+
+
+def test_a_price_list_in_json_that_is_nested_too_deeply_fails_as_a_wrong_one(tmp_path):
+    """What the parser cannot follow is a wrong file."""
+    with pytest.raises(FluxGateError, match=r"price_file: prices\.json: nested too deeply"):
+        FluxGate(price_file=_price_file(tmp_path, "[" * 1_000_000, "prices.json"))
+
+
+def test_an_empty_name_of_a_price_list_is_none(monkeypatch):
+    """As an empty variable is."""
+    monkeypatch.setenv("FLUXGATE_PRICE_FILE", "")
+    assert FluxGate(price_file="").settings.price_file is None
+
+
+@pytest.mark.parametrize("odd", [5, "rates", [1, 2], object()])
+def test_an_override_that_is_no_mapping_leaves_the_cost_unknown(fg, odd):
+    """As one with a wrong key does: it is noted, the call is made, and nobody's rates are guessed."""
+    with context(cost_override=odd):
+        assert _cost(CHAT) == (None, None, "invalid cost_override")
+    assert diagnostics.counts() == {"cost_override": 1}
 
 
 def test_the_cost_adds_up_outside_of_requests_to_nothing(fg):

@@ -8,6 +8,7 @@ import functools
 import gc
 import inspect
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import anyio
 import pytest
@@ -415,6 +416,14 @@ def test_context_merges_metadata_restores_and_ignores_what_is_no_user() -> None:
             assert ambient.get().metadata == {"a": 1, "b": 2}
         assert current().conversation_id is None
     assert current().user is None
+
+
+@pytest.mark.parametrize("odd", [5, "text", [1, 2], object()])
+def test_metadata_that_is_no_mapping_is_noted_and_ignored(odd: Any) -> None:
+    """The block runs, with the metadata of the outer one."""
+    with context(metadata={"a": 1}), context(metadata=odd, step="s"):
+        assert (ambient.get().metadata, ambient.get().step) == ({"a": 1}, "s")
+    assert diagnostics.counts() == {"context_no_metadata": 1}
 
 
 @pytest.mark.anyio

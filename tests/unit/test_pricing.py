@@ -417,7 +417,13 @@ def test_an_unknown_rate_is_named(key):
         ("API.OpenAI.com.", "openai"),
         ("mine.openai.azure.com", "azure"),
         ("mine.services.ai.azure.com", "azure"),
+        ("mine.cognitiveservices.azure.com", "azure"),
+        ("mine.eastus2.models.ai.azure.com", "azure"),
+        ("mine.azure-api.net", "azure"),
+        ("mine.westeurope.inference.ml.azure.com", "mine.westeurope.inference.ml.azure.com"),
         ("vm.westeurope.cloudapp.azure.com", "vm.westeurope.cloudapp.azure.com"),
+        ("inference.baseten.co", "baseten"),
+        ("model-abc123.api.baseten.co", "model-abc123.api.baseten.co"),
         ("api.groq.com", "groq"),
         ("api.together.xyz", "together"),
         ("api.x.ai", "x-ai"),
@@ -442,7 +448,7 @@ def test_provider_of_a_host(host, provider):
 def test_hosts_agree_with_the_library():
     """Every provider we name has a table, and every host that the library knows by itself is the same one to us."""
     known = {row.id: row for row in table.index().providers}
-    assert {provider for provider in HOSTS.values() if provider} <= known.keys()
+    assert set(HOSTS.values()) <= known.keys()
     for domain, provider in HOSTS.items():
         for host in (domain, f"api.{domain}"):
             try:

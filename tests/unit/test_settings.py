@@ -21,6 +21,20 @@ def test_argument_beats_environment_beats_default():
     assert Settings.load({"service": None}, environ).service == "from-env"
 
 
+@pytest.mark.parametrize("name", ["price_file", "redis_url", "durable", "queue_max_events", "flusher", "service"])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_argument_is_not_set(name, empty):
+    """As an empty variable is: the environment counts, else the default."""
+    assert getattr(Settings.load({name: empty}, {}), name) == getattr(Settings.load({}, {}), name)
+    assert Settings.load({"service": empty}, {"FLUXGATE_SERVICE": "from-env"}).service == "from-env"
+
+
+def test_an_empty_argument_of_no_setting_is_an_error():
+    """A typo fails, whatever its value."""
+    with pytest.raises(ConfigurationError, match="redis_uri: no such setting"):
+        Settings.load({"redis_uri": ""}, {})
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

@@ -439,3 +439,48 @@ def test_switched_off_it_is_silent(events):
     with track() as call:
         call.usage(**CLAUDE, input_tokens=1)
     assert (events, call.tracking, tracking(call)) == ([], None, None)
+
+
+@pytest.mark.parametrize(
+    ("model", "counts"),
+    [
+        ("claude-sonnet-4-5", {"input_tokens": 1000}),
+        ("claude-sonnet-4-5", {"output_tokens": 10}),
+        ("claude-sonnet-4-5", {"input_tokens": 1000, "cache_read_input_tokens": 1000}),
+    ],
+)
+def test_half_a_usage_has_no_cost(events, model, counts):
+    """What is not told of a half that costs something is not 0; what was told is kept."""
+    with track() as call:
+        call.usage(provider="anthropic", model=model, **counts)
+    [event] = events
+    assert (event.cost_nanos, event.unpriced_reason) == (None, "the usage is incomplete")
+    assert {name: getattr(event, name) for name in counts} == counts
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "nanos"),
+    [
+        ("openai", "text-embedding-3-small", 20_000),
+        ("mistral", "mistral-embed", 100_000),
+        ("openrouter", "mistralai/mistral-7b-instruct:free", 0),
+    ],
+)
+def test_half_a_usage_is_whole_where_the_other_half_costs_nothing(events, provider, model, nanos):
+    """An embedding has no output, though a table may have a rate for it; a model that is free costs 0."""
+    with track() as call:
+        call.usage(provider=provider, model=model, input_tokens=1000)
+    assert [(event.cost_nanos, event.unpriced_reason) for event in events] == [(nanos, None)]
+
+
+def test_half_a_usage_costs_what_the_users_own_rates_say(tmp_path):
+    """They are for the counts that he gives, by an override and by a price list."""
+    path = tmp_path / "prices.toml"
+    path.write_text("[[prices]]\nmodel = 'claude-sonnet-4-5'\ninput_cost_per_1m_tokens = 2\n")
+    FluxGate(price_file=path)
+    with capture_events() as events:
+        with track() as call:
+            call.usage(provider="anthropic", model="claude-sonnet-4-5", input_tokens=1000)
+        with context(cost_override={"input_cost_per_1m_tokens": 1}), track() as call:
+            call.usage(provider="anthropic", model="claude-sonnet-4-5", input_tokens=1000)
+    assert [event.cost_nanos for event in events] == [2_000_000, 1_000_000]
