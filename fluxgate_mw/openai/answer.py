@@ -78,6 +78,7 @@ class _Delta(msgspec.Struct):
     finish_reason: Any = None
     delta: Any = None
     text: Any = None
+    usage: Any = None
 
 
 class _Event(msgspec.Struct):
@@ -101,6 +102,16 @@ class _Event(msgspec.Struct):
         """Return where in a response of the responses API the delta of an event of this kind belongs."""
         indexes = (self.output_index, self.content_index, self.summary_index)
         return ".".join([kind.removesuffix(".delta"), *(str(index) for index in indexes if isinstance(index, int))])
+
+    def usage_inside(self) -> Any:
+        """Return the usage that some tell inside of a field of their own, or of a choice.
+
+        Source: Groq's `x_groq` in vercel/ai#1651; Moonshot's `choices[0].usage` in northes/go-moonshot#17 and
+        earendil-works/pi#2017 (read 2026-12).
+        """
+        if isinstance(self.x_groq, dict):
+            return self.x_groq.get("usage")
+        return next((choice.usage for choice in self.choices or () if isinstance(choice.usage, dict)), None)
 
 
 _decode_whole = msgspec.json.Decoder(_Whole).decode
@@ -209,8 +220,8 @@ class Answer:
         if decoded.response is not None or (isinstance(decoded.type, str) and decoded.choices is None):
             self._take_typed(decoded)
             return False
-        if decoded.usage is None and isinstance(decoded.x_groq, dict):
-            decoded.usage = decoded.x_groq.get("usage")
+        if decoded.usage is None:
+            decoded.usage = decoded.usage_inside()
         self._take(decoded)
         self._take_deltas(decoded.choices or ())
         return decoded.choices == [] and isinstance(decoded.usage, dict)

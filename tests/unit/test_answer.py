@@ -119,8 +119,10 @@ def test_a_quick_look_sees_what_a_whole_one_sees(text, null_usage, ascii_only):
         {"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]},
         {"choices": [{"delta": {"content": "a"}, "finish_reason": None}, {"delta": {"content": "b"}}]},
         {"choices": [{"delta": {"content": "a", "tool_calls": [{"function": {"arguments": "{}"}}]}}]},
+        {"choices": [{"delta": {"content": "a"}, "usage": {"prompt_tokens": 1}, "finish_reason": None}]},
+        {"choices": [{"delta": {"content": "a"}, "usage": {}, "finish_reason": None}], "usage": None},
     ],
-    ids=["usage", "error", "finish", "two choices", "tool call"],
+    ids=["usage", "error", "finish", "two choices", "tool call", "a choice's usage", "beside a null one"],
 )
 def test_a_quick_look_passes_over_nothing_of_interest(fields):
     """What brings more than one text is decoded."""
