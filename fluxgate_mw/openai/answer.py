@@ -22,9 +22,11 @@ __all__ = ["Answer", "status_of"]
 
 _STATUS: Final[Mapping[str, Status]] = {
     "stop": "SUCCESS",
+    "eos": "SUCCESS",
     "tool_calls": "SUCCESS",
     "function_call": "SUCCESS",
     "length": "MAX_TOKENS",
+    "model_length": "MAX_TOKENS",
     "content_filter": "BLOCKED",
     "max_output_tokens": "MAX_TOKENS",
 }
@@ -122,7 +124,9 @@ def status_of(finish_reasons: Iterable[str]) -> Status:
     """Return the gravest status among the finish reasons; none at all is a success.
 
     Source: FluxGate's mapping for OpenAI: `stop`, `tool_calls`, `function_call` succeed, `length` is MAX_TOKENS,
-    `content_filter` is BLOCKED, anything else is ERROR.
+    `content_filter` is BLOCKED, anything else is ERROR. Together says `eos` for `stop` (openai/openai-dotnet#267),
+    Mistral `model_length` for the end of the context (`FinishReason` of its OpenAPI document, as in
+    https://docs.rs/crate/mistral-openapi-client, read 2026-12).
     """
     if finish_reasons == _STOPPED:
         return "SUCCESS"
