@@ -15,7 +15,7 @@ import msgspec
 from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.openai.estimate import placed_texts, text_bytes
 from fluxgate_mw.openai.sse import event_data, split_events
-from fluxgate_mw.openai.usage import read_usage, reported_cost_nanos
+from fluxgate_mw.openai.usage import continued, read_usage, reported_cost_nanos
 from fluxgate_mw.semconv import Status
 
 __all__ = ["Answer", "status_of"]
@@ -287,9 +287,7 @@ class Answer:
         self.model = _text(part.model) or self.model
         self.service_tier = _text(part.service_tier) or self.service_tier
         if isinstance(part.usage, dict):
-            self.usage = read_usage(part.usage) or self.usage
-            if "cost" in part.usage or "cost_in_usd_ticks" in part.usage:
-                self.cost_nanos = reported_cost_nanos(part.usage)
+            self._take_usage(part.usage)
         if part.error:
             self._fail(part.error if isinstance(part.error, dict) else {})
         if isinstance(part, _Whole):
@@ -297,6 +295,15 @@ class Answer:
             self._charge(part.output or ())
             if isinstance(part.svg_usage, dict):
                 self.fee = _SVG
+
+    def _take_usage(self, block: Mapping[str, Any]) -> None:
+        read, known = read_usage(block), self.usage
+        if read is not None:
+            self.usage = read if known is None else continued(known, read)
+        if "cost" in block or "cost_in_usd_ticks" in block:
+            nanos = reported_cost_nanos(block)
+            if nanos or known is None or self.usage is not known:
+                self.cost_nanos = nanos
 
     def _charge(self, items: Iterable[_Item]) -> None:
         self.fee = next((item.type for item in items if item.is_billed()), self.fee)

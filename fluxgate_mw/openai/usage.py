@@ -17,7 +17,7 @@ from typing import Any, Final
 from fluxgate_mw import diagnostics
 from fluxgate_mw.event import NANOS_PER_USD, TokenUsage
 
-__all__ = ["read_usage", "reported_cost_nanos", "usd_to_nanos"]
+__all__ = ["continued", "read_usage", "reported_cost_nanos", "usd_to_nanos"]
 
 MOST: Final = 2**53
 MOST_UNSEEN: Final = 2**20
@@ -26,6 +26,20 @@ _TICKS_PER_NANO: Final = 10
 _CACHED_BESIDE: Final = ("prompt_cache_hit_tokens", "cached_tokens")
 _INPUT_BESIDE: Final = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _NO_DETAILS: Final[Mapping[str, Any]] = {}
+_WHOLE_OF: Final[Mapping[str, str | None]] = {
+    "input_tokens": None,
+    "output_tokens": None,
+    "audio_seconds": None,
+    "cache_read_input_tokens": "input_tokens",
+    "cache_creation_input_tokens": "input_tokens",
+    "reasoning_output_tokens": "output_tokens",
+    "input_audio_tokens": "input_tokens",
+    "output_audio_tokens": "output_tokens",
+    "cache_read_input_audio_tokens": "cache_read_input_tokens",
+    "input_image_tokens": "input_tokens",
+    "output_image_tokens": "output_tokens",
+}
+"""Inside of which count each of the others is; each stands behind its whole."""
 
 
 def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
@@ -41,7 +55,7 @@ def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
         >>> read_usage({"prompt_tokens": 9, "completion_tokens": 3}).output_tokens
         3
     """
-    chat = "prompt_tokens" in usage or "completion_tokens" in usage
+    chat = _first(usage, "prompt_tokens", "completion_tokens") is not None
     total_in = _noted(usage.get("prompt_tokens" if chat else "input_tokens"))
     total_out = _noted(usage.get("completion_tokens" if chat else "output_tokens"))
     if total_in is None and total_out is None:
@@ -64,6 +78,25 @@ def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
         input_image_tokens=_part(inside_in.get("image_tokens"), total_in),
         output_image_tokens=_part(inside_out.get("image_tokens"), total_out),
     )
+
+
+def continued(earlier: TokenUsage, later: TokenUsage) -> TokenUsage:
+    """Return what two blocks of one answer say: what the later one does not count stays as the earlier one said.
+
+    A total of zero counts nothing, and neither do the parts of one: `earlier` itself, where `later` has nothing else.
+
+    >>> continued(TokenUsage(input_tokens=9), TokenUsage(input_tokens=0, output_tokens=3)).input_tokens
+    9
+    """
+    said = {name: getattr(later, name) for name in _WHOLE_OF}
+    if not any(said.values()):
+        return earlier
+    for name, whole in _WHOLE_OF.items():
+        before = getattr(earlier, name)
+        counted = said[name] or (said[name] == 0 and whole is not None and getattr(later, whole))
+        if before is not None and not counted and (whole is None or before <= (said[whole] or 0)):
+            said[name] = before
+    return TokenUsage(**said)
 
 
 def _duration(usage: Mapping[str, Any]) -> TokenUsage | None:

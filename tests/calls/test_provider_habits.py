@@ -69,6 +69,15 @@ def test_moonshots_usage_inside_of_the_choice(delta, beside):
     assert events[0].cost_nanos > 0
 
 
+def test_zeros_after_the_usage():
+    """A last chunk whose usage is all zeros makes no call free."""
+    zeros = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    body = sse(chunk("Hi"), chunk(choices=finish(), usage=USAGE), chunk(choices=[], usage=zeros))
+    with recorded() as events:
+        Asked("chat.completions", {**ASKED, "stream": True}).plain(Wire(Reply(body, headers=SSE)))
+    assert (events[0].input_tokens, events[0].output_tokens, events[0].cost_nanos) == (12, 5, 4_800)
+
+
 def test_the_cost_that_xai_reports_is_taken_over():
     """Ticks are taken over, as OpenRouter's USD are."""
     usage = {"prompt_tokens": 198, "completion_tokens": 90, "total_tokens": 288, "cost_in_usd_ticks": 2_709_000}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.event import TokenUsage
-from fluxgate_mw.openai.usage import MOST, MOST_UNSEEN, read_usage, reported_cost_nanos, usd_to_nanos
+from fluxgate_mw.openai.usage import MOST, MOST_UNSEEN, continued, read_usage, reported_cost_nanos, usd_to_nanos
 
 CHAT = {
     "prompt_tokens": 100,
@@ -56,6 +57,14 @@ def test_responses():
         cache_creation_input_tokens=30,
         reasoning_output_tokens=20,
     )
+
+
+def test_the_dialect_is_that_of_the_values():
+    """Names with null are of no dialect."""
+    nulls = {"prompt_tokens": None, "completion_tokens": None}
+    assert read_usage({**nulls, "input_tokens": 10, "output_tokens": 2}) == TokenUsage(input_tokens=10, output_tokens=2)
+    assert read_usage({**nulls, "type": "duration", "seconds": 9}) == TokenUsage(audio_seconds=9)
+    assert read_usage(nulls) is None
 
 
 def test_embeddings():
@@ -200,8 +209,26 @@ BLOCKS = st.recursive(ANY, lambda inner: st.dictionaries(st.sampled_from(NAMES),
 def test_no_subset_is_larger_than_its_total(block):
     """Whatever is reported, counts are whole, possible, and inside their totals."""
     read = read_usage(block)
-    if read is None:
-        return
+    if read is not None:
+        _has_no_part_larger_than_its_whole(read)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(NAMES), BLOCKS), min_size=2, max_size=4))
+def test_nor_is_one_of_several_blocks(blocks):
+    """Neither is it in what several blocks say together."""
+    known = None
+    for read in filter(None, map(read_usage, blocks)):
+        known = read if known is None else continued(known, read)
+        _has_no_part_larger_than_its_whole(known)
+
+
+def test_no_field_is_lost_between_blocks():
+    """Every count of an earlier block is there after a later one that has none of it."""
+    everything = TokenUsage(**dict.fromkeys(TokenUsage.__struct_fields__, 7))
+    assert continued(everything, TokenUsage(input_tokens=8)) == msgspec.structs.replace(everything, input_tokens=8)
+
+
+def _has_no_part_larger_than_its_whole(read):
     for name in TokenUsage.__struct_fields__:
         count = getattr(read, name)
         assert count is None or (type(count) is int and 0 <= count <= MOST)
