@@ -3,8 +3,9 @@
 Source: the API reference of chat completions, responses, embeddings, images and transcriptions at
 https://platform.openai.com/docs/api-reference (read 2026-11); DeepSeek's `prompt_cache_hit_tokens` at
 https://api-docs.deepseek.com/guides/kv_cache (read 2026-11); `cached_tokens` beside the totals as Together answers
-(recorded in llama-stack's `tests/integration/recordings`) and as clients of Moonshot read it; Perplexity's
-`cache_read_input_tokens` as in the extractors of genai-prices 0.2.3.
+(recorded in llama-stack's `tests/integration/recordings`) and as clients of Moonshot read it; Perplexity's and
+Databricks's names as in the extractors of genai-prices 0.2.3; what LiteLLM tells beside the totals at
+https://docs.litellm.ai/docs/completion/prompt_caching (read 2026-12).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ MOST_UNSEEN: Final = 2**20
 _TICKS_PER_NANO: Final = 10
 _CACHED_BESIDE: Final = ("prompt_cache_hit_tokens", "cached_tokens")
 _INPUT_BESIDE: Final = ("cache_read_input_tokens", "cache_creation_input_tokens")
+_OUTPUT_BESIDE: Final = ("citation_tokens", "num_search_queries")
+"""Of who has these, what was reasoned is outside of the completion. Source: Perplexity in genai-prices 0.2.3."""
 _NO_DETAILS: Final[Mapping[str, Any]] = {}
 _WHOLE_OF: Final[Mapping[str, str | None]] = {
     "input_tokens": None,
@@ -62,16 +65,19 @@ def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
         return _duration(usage)
     inside_in = _details(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     inside_out = _details(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
-    total_out = _with_unseen(usage, total_in, total_out, inside_out.get("reasoning_tokens"))
-    told = _first(inside_in, "cached_tokens", "cache_read_input_tokens")
-    cached = _part(_first(usage, *_CACHED_BESIDE) if told is None else told, total_in)
+    beside = _beside(usage, total_in, total_out) if chat else _NO_DETAILS
+    reasoning = _told(inside_out.get("reasoning_tokens"), beside.get("reasoning_tokens"))
+    total_out = _with_unseen(usage, total_in, total_out, reasoning)
+    read = _told(_first(inside_in, "cached_tokens", "cache_read_input_tokens"), _first(usage, *_CACHED_BESIDE))
+    cached = _part(_told(read, beside.get("cache_read_input_tokens")), total_in)
+    written = _first(inside_in, "cache_write_tokens", "cache_creation_tokens")
     cached_details = _details(inside_in, "cached_tokens_details")
     return TokenUsage(
         input_tokens=total_in,
         output_tokens=total_out,
         cache_read_input_tokens=cached,
-        cache_creation_input_tokens=_part(_first(inside_in, "cache_write_tokens", "cache_creation_tokens"), total_in),
-        reasoning_output_tokens=_part(inside_out.get("reasoning_tokens"), total_out),
+        cache_creation_input_tokens=_part(_told(written, beside.get("cache_creation_input_tokens")), total_in),
+        reasoning_output_tokens=_part(reasoning, total_out),
         input_audio_tokens=_part(inside_in.get("audio_tokens"), total_in),
         output_audio_tokens=_part(inside_out.get("audio_tokens"), total_out),
         cache_read_input_audio_tokens=_part(cached_details.get("audio_tokens"), cached),
@@ -107,6 +113,23 @@ def _duration(usage: Mapping[str, Any]) -> TokenUsage | None:
     return TokenUsage(audio_seconds=seconds)
 
 
+def _beside(usage: Mapping[str, Any], total_in: int | None, total_out: int | None) -> Mapping[str, Any]:
+    """Return what a chat's usage tells at its top of parts of its totals.
+
+    Where its total counts more than these, what was cached may be no part of the prompt.
+    """
+    names = () if _unseen(usage, total_in, total_out) > 0 else _INPUT_BESIDE
+    if not any(name in usage for name in _OUTPUT_BESIDE):
+        names = (*names, "reasoning_tokens")
+    return {name: usage.get(name) for name in names}
+
+
+def _unseen(usage: Mapping[str, Any], total_in: int | None, total_out: int | None) -> int:
+    """Return how many tokens only the total shows; less than 0 where it shows not even the others."""
+    total = _count(usage.get("total_tokens"))
+    return 0 if total is None or total_in is None or total_out is None else total - total_in - total_out
+
+
 def _with_unseen(usage: Mapping[str, Any], total_in: int | None, total_out: int | None, reasoning: Any) -> int | None:
     """Return the output with what a provider counts beside it and bills as output, which the total shows.
 
@@ -115,11 +138,8 @@ def _with_unseen(usage: Mapping[str, Any], total_in: int | None, total_out: int 
     Source: https://docs.x.ai/docs/key-information/consumption-and-rate-limits, as quoted in vercel/ai#12425; answers
     of Gemini at https://discuss.ai.google.dev/t/127400 and in Clarifai/clarifai-python#978 (read 2026-11).
     """
-    total = _count(usage.get("total_tokens"))
-    if total is None or total_in is None or total_out is None:
-        return total_out
-    unseen, beside = total - total_in - total_out, _count(reasoning)
-    if unseen <= 0 or (beside is None and any(usage.get(name) for name in _INPUT_BESIDE)):
+    unseen, beside = _unseen(usage, total_in, total_out), _count(reasoning)
+    if total_out is None or unseen <= 0 or (not beside and any(usage.get(name) for name in _INPUT_BESIDE)):
         return total_out
     if unseen > MOST_UNSEEN:
         diagnostics.note("absurd_usage", "a provider reported a total far above its parts; it is not counted")
@@ -138,6 +158,10 @@ def _first(block: Mapping[str, Any], *names: str) -> Any:
         if value is not None:
             return value
     return None
+
+
+def _told(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
 
 
 def _count(value: Any) -> int | None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import msgspec
 import pytest
+from genai_prices import extract_usage
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,6 +104,60 @@ def test_deepseek():
     assert read_usage(usage).cache_read_input_tokens == 6
 
 
+DATABRICKS = {
+    "prompt_tokens": 4956,
+    "completion_tokens": 1330,
+    "total_tokens": 6286,
+    "cache_read_input_tokens": 4000,
+    "reasoning_tokens": 122,
+}
+
+
+def test_parts_beside_their_wholes():
+    """Databricks tells what was cached and reasoned beside the totals that hold it; genai-prices reads it alike."""
+    read = read_usage(DATABRICKS)
+    assert read == TokenUsage(
+        input_tokens=4956, output_tokens=1330, cache_read_input_tokens=4000, reasoning_output_tokens=122
+    )
+    model = "databricks-gemma-3-12b"
+    theirs = extract_usage({"model": model, "usage": DATABRICKS}, provider_id="databricks").usage
+    assert (theirs.input_tokens, theirs.cache_read_tokens) == (read.input_tokens, read.cache_read_input_tokens)
+    assert (theirs.output_tokens, theirs.output_reasoning_tokens) == (read.output_tokens, read.reasoning_output_tokens)
+
+
+@pytest.mark.parametrize(
+    ("beside", "parts"),
+    [
+        ({"cache_read_input_tokens": 60, "cache_creation_input_tokens": 30}, (60, 30)),
+        ({"cache_read_input_tokens": 60, "prompt_tokens_details": {"cached_tokens": 50}}, (50, None)),
+        ({"cache_creation_input_tokens": 30, "prompt_tokens_details": {"cache_creation_tokens": 20}}, (None, 20)),
+        ({"cache_read_input_tokens": 1253, "cache_creation_input_tokens": None}, (None, None)),
+        ({"cache_read_input_tokens": 60, "total_tokens": 200}, (None, None)),
+    ],
+    ids=["LiteLLM", "read in the details", "written in the details", "larger than the whole", "outside, by the total"],
+)
+def test_cached_tokens_beside_the_prompt_that_holds_them(beside, parts):
+    """They are parts of it where they fit, the details say nothing, and the total does not count them once more."""
+    read = read_usage({"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 140, **beside})
+    assert (read.input_tokens, read.output_tokens) == (100, 40)
+    assert (read.cache_read_input_tokens, read.cache_creation_input_tokens) == parts
+
+
+def test_cached_tokens_beside_an_input_that_does_not_hold_them():
+    """Anthropic's `input_tokens` is without them: they are no parts of it, though they would fit."""
+    usage = {"input_tokens": 100, "output_tokens": 40, "cache_read_input_tokens": 60, "reasoning_tokens": 9}
+    assert read_usage(usage) == TokenUsage(input_tokens=100, output_tokens=40)
+
+
+@pytest.mark.parametrize("reasoning", [73_994, 5_000])
+def test_reasoning_that_is_no_part_of_the_output(reasoning):
+    """Perplexity's, over what its searches found, is outside of the completion, fit as it may, and no fault either."""
+    usage = {"prompt_tokens": 33, "completion_tokens": 7163, "total_tokens": 7196, "reasoning_tokens": reasoning}
+    searched = {"citation_tokens": 19_619, "num_search_queries": 21}
+    assert read_usage({**usage, **searched}) == TokenUsage(input_tokens=33, output_tokens=7163)
+    assert diagnostics.counts() == {}
+
+
 def test_reasoning_beside_the_output():
     """Reasoning that xAI counts beside the output, and in the total only, is billed as output (vercel/ai#12425)."""
     usage = {"prompt_tokens": 12, "completion_tokens": 1, "total_tokens": 399}
@@ -128,6 +183,7 @@ def test_thoughts_that_only_the_total_shows():
         {"total_tokens": "105"},
         {"total_tokens": 105, "completion_tokens_details": {"reasoning_tokens": 2}},
         {"total_tokens": 105, "cache_read_input_tokens": 93},
+        {"total_tokens": 105, "cache_read_input_tokens": 93, "reasoning_tokens": 0},
     ],
     ids=repr,
 )
@@ -200,6 +256,9 @@ NAMES = sorted(
         "output_tokens_details",
         "image_tokens",
         "prompt_cache_hit_tokens",
+        "cache_read_input_tokens",
+        "cache_creation_input_tokens",
+        "reasoning_tokens",
     }
 )
 BLOCKS = st.recursive(ANY, lambda inner: st.dictionaries(st.sampled_from(NAMES), inner, max_size=6), max_leaves=12)
