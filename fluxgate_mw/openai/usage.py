@@ -33,6 +33,7 @@ _WHOLE_OF: Final[Mapping[str, str | None]] = {
     "input_tokens": None,
     "output_tokens": None,
     "audio_seconds": None,
+    "input_audio_seconds": None,
     "cache_read_input_tokens": "input_tokens",
     "cache_creation_input_tokens": "input_tokens",
     "reasoning_output_tokens": "output_tokens",
@@ -65,9 +66,14 @@ def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
         return _duration(usage)
     inside_in = _details(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     inside_out = _details(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
-    beside = _beside(usage, total_in, total_out) if chat else _NO_DETAILS
+    unseen = _unseen(usage, total_in, total_out)
+    beside = _beside(usage, unseen) if chat else _NO_DETAILS
     reasoning = _told(inside_out.get("reasoning_tokens"), beside.get("reasoning_tokens"))
-    total_out = _with_unseen(usage, total_in, total_out, reasoning)
+    audio, heard = inside_in.get("audio_tokens"), _heard_seconds(usage)
+    if heard is None:
+        total_out = _with_unseen(usage, total_out, unseen, reasoning)
+    elif total_in is not None and unseen > 0 and _count(audio) in (None, 0, unseen):
+        total_in, audio = total_in + unseen, unseen
     read = _told(_first(inside_in, "cached_tokens", "cache_read_input_tokens"), _first(usage, *_CACHED_BESIDE))
     cached = _part(_told(read, beside.get("cache_read_input_tokens")), total_in)
     written = _first(inside_in, "cache_write_tokens", "cache_creation_tokens")
@@ -78,11 +84,12 @@ def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
         cache_read_input_tokens=cached,
         cache_creation_input_tokens=_part(_told(written, beside.get("cache_creation_input_tokens")), total_in),
         reasoning_output_tokens=_part(reasoning, total_out),
-        input_audio_tokens=_part(inside_in.get("audio_tokens"), total_in),
+        input_audio_tokens=_part(audio, total_in),
         output_audio_tokens=_part(inside_out.get("audio_tokens"), total_out),
         cache_read_input_audio_tokens=_part(cached_details.get("audio_tokens"), cached),
         input_image_tokens=_part(inside_in.get("image_tokens"), total_in),
         output_image_tokens=_part(inside_out.get("image_tokens"), total_out),
+        input_audio_seconds=heard,
     )
 
 
@@ -107,18 +114,31 @@ def continued(earlier: TokenUsage, later: TokenUsage) -> TokenUsage:
 
 def _duration(usage: Mapping[str, Any]) -> TokenUsage | None:
     """Return the usage of a model that is billed by the length of its input. Source: `UsageDuration` of openai 3.57."""
-    seconds = usage.get("seconds") if usage.get("type") == "duration" else None
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds <= MOST:
-        return None
-    return TokenUsage(audio_seconds=seconds)
+    told = _seconds(usage.get("seconds")) if usage.get("type") == "duration" else None
+    seconds = _heard_seconds(usage) if told is None else told
+    return None if seconds is None else TokenUsage(audio_seconds=seconds)
 
 
-def _beside(usage: Mapping[str, Any], total_in: int | None, total_out: int | None) -> Mapping[str, Any]:
+def _heard_seconds(usage: Mapping[str, Any]) -> float | None:
+    """Return how long the audio was that Mistral heard in a prompt, whose tokens it counts in the total alone.
+
+    Source: `promptAudioSeconds` of `MistralAIUsage` at https://api.koog.ai; a real answer in pydantic/genai-prices#591,
+    whose details tell those tokens, too (read 2026-12).
+    """
+    return _seconds(usage.get("prompt_audio_seconds")) or None
+
+
+def _seconds(value: Any) -> float | None:
+    possible = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST
+    return value if possible else None
+
+
+def _beside(usage: Mapping[str, Any], unseen: int) -> Mapping[str, Any]:
     """Return what a chat's usage tells at its top of parts of its totals.
 
     Where its total counts more than these, what was cached may be no part of the prompt.
     """
-    names = () if _unseen(usage, total_in, total_out) > 0 else _INPUT_BESIDE
+    names = () if unseen > 0 else _INPUT_BESIDE
     if not any(name in usage for name in _OUTPUT_BESIDE):
         names = (*names, "reasoning_tokens")
     return {name: usage.get(name) for name in names}
@@ -127,10 +147,14 @@ def _beside(usage: Mapping[str, Any], total_in: int | None, total_out: int | Non
 def _unseen(usage: Mapping[str, Any], total_in: int | None, total_out: int | None) -> int:
     """Return how many tokens only the total shows; less than 0 where it shows not even the others."""
     total = _count(usage.get("total_tokens"))
-    return 0 if total is None or total_in is None or total_out is None else total - total_in - total_out
+    unseen = 0 if total is None or total_in is None or total_out is None else total - total_in - total_out
+    if unseen > MOST_UNSEEN:
+        diagnostics.note("absurd_usage", "a provider reported a total far above its parts; it is not counted")
+        return 0
+    return unseen
 
 
-def _with_unseen(usage: Mapping[str, Any], total_in: int | None, total_out: int | None, reasoning: Any) -> int | None:
+def _with_unseen(usage: Mapping[str, Any], total_out: int | None, unseen: int, reasoning: Any) -> int | None:
     """Return the output with what a provider counts beside it and bills as output, which the total shows.
 
     xAI counts its reasoning so, and tells how much of it there was; Gemini its thoughts, and tells it nowhere else.
@@ -138,11 +162,8 @@ def _with_unseen(usage: Mapping[str, Any], total_in: int | None, total_out: int 
     Source: https://docs.x.ai/docs/key-information/consumption-and-rate-limits, as quoted in vercel/ai#12425; answers
     of Gemini at https://discuss.ai.google.dev/t/127400 and in Clarifai/clarifai-python#978 (read 2026-11).
     """
-    unseen, beside = _unseen(usage, total_in, total_out), _count(reasoning)
+    beside = _count(reasoning)
     if total_out is None or unseen <= 0 or (not beside and any(usage.get(name) for name in _INPUT_BESIDE)):
-        return total_out
-    if unseen > MOST_UNSEEN:
-        diagnostics.note("absurd_usage", "a provider reported a total far above its parts; it is not counted")
         return total_out
     return total_out + unseen if beside in (None, 0, unseen) else total_out
 

@@ -78,6 +78,25 @@ def test_zeros_after_the_usage():
     assert (events[0].input_tokens, events[0].output_tokens, events[0].cost_nanos) == (12, 5, 4_800)
 
 
+@pytest.mark.parametrize(
+    ("model", "nanos", "reason"),
+    [
+        ("voxtral-small-latest", 400 + 635 * 400 + 13_533_333, None),
+        ("voxtral-mini-latest", 10_150_000, None),
+        ("mistral-large-latest", None, "no price of audio by the hour known"),
+    ],
+)
+def test_what_mistral_heard_is_billed_by_its_length(model, nanos, reason):
+    """The tokens of the prompt's audio, which the total alone shows, are no output, and cost nothing beside it."""
+    usage = {"prompt_audio_seconds": 203, "prompt_tokens": 4, "total_tokens": 3264, "completion_tokens": 635}
+    wire = Wire(Reply(json.dumps(completion(model=model, usage=usage)).encode()))
+    with recorded() as events:
+        wire.client(base_url="https://api.mistral.ai/v1").chat.completions.create(**{**ASKED, "model": model})
+    [event] = events
+    assert (event.input_tokens, event.output_tokens, event.input_audio_tokens) == (2629, 635, 2625)
+    assert (event.cost_nanos, event.unpriced_reason) == (nanos, reason)
+
+
 def test_the_cost_that_xai_reports_is_taken_over():
     """Ticks are taken over, as OpenRouter's USD are."""
     usage = {"prompt_tokens": 198, "completion_tokens": 90, "total_tokens": 288, "cost_in_usd_ticks": 2_709_000}

@@ -166,6 +166,30 @@ def test_reasoning_beside_the_output():
     assert diagnostics.counts() == {}
 
 
+SPOKEN = {"prompt_audio_seconds": 203, "prompt_tokens": 4, "total_tokens": 3264, "completion_tokens": 635}
+
+
+def test_audio_that_only_the_total_shows():
+    """Mistral counts the audio of a prompt in the total alone, and tells how long it was: no output is in it."""
+    heard = TokenUsage(input_tokens=2629, output_tokens=635, input_audio_tokens=2625, input_audio_seconds=203)
+    assert read_usage(SPOKEN) == heard
+    without = {name: count for name, count in SPOKEN.items() if name != "total_tokens"}
+    assert read_usage(without) == TokenUsage(input_tokens=4, output_tokens=635, input_audio_seconds=203)
+    assert read_usage({"prompt_audio_seconds": 203}) == TokenUsage(audio_seconds=203)
+    details = {"prompt_tokens_details": {"audio_tokens": 2625}}
+    assert read_usage({**SPOKEN, **details}) == heard
+    assert read_usage({**SPOKEN, **details, "prompt_tokens": 2629}) == heard
+    assert read_usage({**SPOKEN, "prompt_tokens_details": {"audio_tokens": 3}}).input_tokens == 4
+    assert diagnostics.counts() == {}
+
+
+@pytest.mark.parametrize("seconds", [None, {}, 0, -1, True, "203"], ids=repr)
+def test_no_audio_in_the_prompt(seconds):
+    """Where none was heard, what only the total shows is output as anybody else's."""
+    read = read_usage({"prompt_audio_seconds": seconds, "prompt_tokens": 4, "total_tokens": 50, "completion_tokens": 6})
+    assert read == TokenUsage(input_tokens=4, output_tokens=46)
+
+
 def test_thoughts_that_only_the_total_shows():
     """Gemini counts what it thought in the total alone, and bills it as output (Clarifai/clarifai-python#978)."""
     read = read_usage({"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 105})
