@@ -60,8 +60,8 @@ class TokenUsage(msgspec.Struct, frozen=True, omit_defaults=True):
     Totals include their subsets: cached, audio and image tokens are inside `input_tokens` or `output_tokens`, and
     reasoning is inside `output_tokens`. Nothing may ever be added on top of a total.
 
-    `audio_seconds` is how long the audio was, of a call that is billed by that; it prices the call, and is no field of
-    the event.
+    `audio_seconds` is how long the audio was, of a call that is billed by that; `input_audio_seconds` the same of one
+    whose input counts the audio's tokens, too. They price the call, and are no fields of the event.
     """
 
     input_tokens: int | None = None
@@ -75,6 +75,7 @@ class TokenUsage(msgspec.Struct, frozen=True, omit_defaults=True):
     input_image_tokens: int | None = None
     output_image_tokens: int | None = None
     audio_seconds: float | None = None
+    input_audio_seconds: float | None = None
 
 
 def new_event_id(at_s: float | None = None) -> str:

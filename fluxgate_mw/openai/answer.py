@@ -15,16 +15,18 @@ import msgspec
 from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.openai.estimate import placed_texts, text_bytes
 from fluxgate_mw.openai.sse import event_data, split_events
-from fluxgate_mw.openai.usage import read_usage, reported_cost_nanos
+from fluxgate_mw.openai.usage import continued, read_usage, reported_cost_nanos
 from fluxgate_mw.semconv import Status
 
 __all__ = ["Answer", "status_of"]
 
 _STATUS: Final[Mapping[str, Status]] = {
     "stop": "SUCCESS",
+    "eos": "SUCCESS",
     "tool_calls": "SUCCESS",
     "function_call": "SUCCESS",
     "length": "MAX_TOKENS",
+    "model_length": "MAX_TOKENS",
     "content_filter": "BLOCKED",
     "max_output_tokens": "MAX_TOKENS",
 }
@@ -78,6 +80,7 @@ class _Delta(msgspec.Struct):
     finish_reason: Any = None
     delta: Any = None
     text: Any = None
+    usage: Any = None
 
 
 class _Event(msgspec.Struct):
@@ -91,6 +94,7 @@ class _Event(msgspec.Struct):
     delta: Any = None
     response: _Whole | None = None
     message: Any = None
+    code: Any = None
     x_groq: Any = None
     item: _Item | None = None
     output_index: Any = None
@@ -102,6 +106,16 @@ class _Event(msgspec.Struct):
         indexes = (self.output_index, self.content_index, self.summary_index)
         return ".".join([kind.removesuffix(".delta"), *(str(index) for index in indexes if isinstance(index, int))])
 
+    def usage_inside(self) -> Any:
+        """Return the usage that some tell inside of a field of their own, or of a choice.
+
+        Source: Groq's `x_groq` in vercel/ai#1651; Moonshot's `choices[0].usage` in northes/go-moonshot#17 and
+        earendil-works/pi#2017 (read 2026-12).
+        """
+        if isinstance(self.x_groq, dict):
+            return self.x_groq.get("usage")
+        return next((choice.usage for choice in self.choices or () if isinstance(choice.usage, dict)), None)
+
 
 _decode_whole = msgspec.json.Decoder(_Whole).decode
 _decode_event = msgspec.json.Decoder(_Event).decode
@@ -111,7 +125,9 @@ def status_of(finish_reasons: Iterable[str]) -> Status:
     """Return the gravest status among the finish reasons; none at all is a success.
 
     Source: FluxGate's mapping for OpenAI: `stop`, `tool_calls`, `function_call` succeed, `length` is MAX_TOKENS,
-    `content_filter` is BLOCKED, anything else is ERROR.
+    `content_filter` is BLOCKED, anything else is ERROR. Together says `eos` for `stop` (openai/openai-dotnet#267),
+    Mistral `model_length` for the end of the context (`FinishReason` of its OpenAPI document, as in
+    https://docs.rs/crate/mistral-openapi-client, read 2026-12).
     """
     if finish_reasons == _STOPPED:
         return "SUCCESS"
@@ -209,8 +225,8 @@ class Answer:
         if decoded.response is not None or (isinstance(decoded.type, str) and decoded.choices is None):
             self._take_typed(decoded)
             return False
-        if decoded.usage is None and isinstance(decoded.x_groq, dict):
-            decoded.usage = decoded.x_groq.get("usage")
+        if decoded.usage is None:
+            decoded.usage = decoded.usage_inside()
         self._take(decoded)
         self._take_deltas(decoded.choices or ())
         return decoded.choices == [] and isinstance(decoded.usage, dict)
@@ -256,7 +272,9 @@ class Answer:
             self._take(event.response)
             self.ended = self.ended or kind in _TYPED_ENDS
         elif kind == "error":
-            self._fail({"message": event.message, **(event.error if isinstance(event.error, dict) else {})})
+            self._fail(
+                {"message": event.message, "code": event.code, **(event.error if isinstance(event.error, dict) else {})}
+            )
         elif isinstance(event.usage, dict) or kind.endswith((".done", ".completed")):
             self._take(event)
             self.ended = self.ended or not kind.startswith("response.")
@@ -272,9 +290,7 @@ class Answer:
         self.model = _text(part.model) or self.model
         self.service_tier = _text(part.service_tier) or self.service_tier
         if isinstance(part.usage, dict):
-            self.usage = read_usage(part.usage) or self.usage
-            if "cost" in part.usage or "cost_in_usd_ticks" in part.usage:
-                self.cost_nanos = reported_cost_nanos(part.usage)
+            self._take_usage(part.usage)
         if part.error:
             self._fail(part.error if isinstance(part.error, dict) else {})
         if isinstance(part, _Whole):
@@ -282,6 +298,15 @@ class Answer:
             self._charge(part.output or ())
             if isinstance(part.svg_usage, dict):
                 self.fee = _SVG
+
+    def _take_usage(self, block: Mapping[str, Any]) -> None:
+        read, known = read_usage(block), self.usage
+        if read is not None:
+            self.usage = read if known is None else continued(known, read)
+        if "cost" in block or "cost_in_usd_ticks" in block:
+            nanos = reported_cost_nanos(block)
+            if nanos or known is None or self.usage is not known:
+                self.cost_nanos = nanos
 
     def _charge(self, items: Iterable[_Item]) -> None:
         self.fee = next((item.type for item in items if item.is_billed()), self.fee)

@@ -6,7 +6,7 @@ in `request`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -17,7 +17,7 @@ from fluxgate_mw.event import TokenUsage, UsageEvent
 from fluxgate_mw.openai import unfinished
 from fluxgate_mw.openai.answer import Answer
 from fluxgate_mw.openai.content import asked_content, delivered_content, whole_content
-from fluxgate_mw.openai.estimate import estimate_tokens, texts_in, tokens_in
+from fluxgate_mw.openai.estimate import Prompt, estimate_tokens, prompt_of, tokens_in
 from fluxgate_mw.openai.failure import REFUSED, Ending, failure, kept_message, raised
 from fluxgate_mw.openai.follow import follow
 from fluxgate_mw.openai.tracking import register
@@ -27,7 +27,6 @@ from fluxgate_mw.recorder import Outcome, guarded
 
 __all__ = ["PENDING", "OpenAICall", "read_answer"]
 
-_PROMPTS: Final = ("messages", "input", "instructions", "prompt", "tools")
 _COUNTS_BOTH: Final = frozenset({"chat", "text_completion", "compaction", "decision", "image_generation"})
 _COUNTED_LATER: Final = {
     "batch": "a batch's usage comes with its results",
@@ -92,7 +91,7 @@ class OpenAICall(Call, eq=False):
     _content: bytes | None = None
     _answer: Answer | None = None
     _ending: Ending | None = None
-    _prompt: Sequence[str] | None = None
+    _prompt: Prompt | None = None
 
     def capture(self) -> None:
         """Keep what is asked, as it is now: the caller may change it later."""
@@ -204,7 +203,7 @@ class OpenAICall(Call, eq=False):
             retries=self.retries,
             usage=usage,
             usage_source="provider" if reported else "estimated" if usage else "none",
-            unpriced_reason=self._unpriced_reason(reported),
+            unpriced_reason=self._unpriced_reason(usage, reported),
             fee=self._charged(answer),
             regional=self._regional,
             reported_nanos=nanos,
@@ -278,7 +277,7 @@ class OpenAICall(Call, eq=False):
             delivered = estimate_tokens(answer.delivered_bytes)
         else:
             delivered = tokens_in([*answer.delivered_texts().values()], model)
-        return TokenUsage(tokens_in(prompt, model), delivered)
+        return TokenUsage(prompt.tokens(model), delivered)
 
     def _reported(self, usage: TokenUsage | None) -> TokenUsage | None:
         """Return what the call is known to have used, by the answer's usage.
@@ -294,9 +293,11 @@ class OpenAICall(Call, eq=False):
             return msgspec.structs.replace(usage, output_image_tokens=usage.output_tokens)
         return usage
 
-    def _unpriced_reason(self, reported: TokenUsage | None) -> str | None:
+    def _unpriced_reason(self, usage: TokenUsage | None, reported: TokenUsage | None) -> str | None:
         if self.operation in _COUNTED_LATER:
             return _COUNTED_LATER[self.operation]
+        if usage is not None and reported is None and usage.input_tokens is None:
+            return "how long the prompt was is not known"
         partial = reported is not None and None in (reported.input_tokens, reported.output_tokens)
         return "the usage is incomplete" if partial and self.operation in _COUNTS_BOTH else None
 
@@ -318,8 +319,8 @@ class OpenAICall(Call, eq=False):
             return
         self._answer, self._ending = answer, ending
         if estimate and answer.usage is None:
-            self._prompt = [text for name in _PROMPTS for text in texts_in(self.body.get(name))]
-            self.size_bytes += sum(map(len, self._prompt))
+            self._prompt = prompt_of(self.body)
+            self.size_bytes += sum(map(len, self._prompt.texts))
         self._let_go()
         self.end()
 

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
+
+import msgspec
 
 from fluxgate_mw.recorder import guarded
 
-__all__ = ["estimate_tokens", "placed_texts", "text_bytes", "texts_in", "tokens_in"]
+__all__ = ["Prompt", "estimate_tokens", "placed_texts", "prompt_of", "text_bytes", "tokens_in"]
 
 UTF8_BYTES_PER_TOKEN: Final = 4
-_NO_TEXT: Final = frozenset({"role", "id", "type", "index", "audio", "input_audio", "image_url", "file", "file_data"})
+_NO_TEXT: Final = frozenset(
+    {"role", "id", "type", "index", "audio", "input_audio", "image_url", "file", "file_data", "encrypted_content"}
+)
+_ASKED: Final = ("messages", "input", "prompt")
+_ASKED_BESIDE: Final = ("instructions", "tools")
+_ELSEWHERE: Final = ("previous_response_id", "conversation")
+"""Where a call of the responses API says which stored items are before its own."""
+_DATA: Final = (
+    "input_image",
+    "input_audio",
+    "input_file",
+    "image_url",
+    "file",
+    "computer_screenshot",
+    "image_generation_call",
+)
+"""Types of what is no text, whatever texts are in it. Source: `ResponseInputItemParam` and, of chats,
+`ChatCompletionContentPartParam` of openai 3.57."""
+_GIVEN_AS_TEXT: Final = frozenset({"text", "content", "output"})
+_DATA_URL: Final = "data:"
 
 
 def estimate_tokens(utf8_bytes: int) -> int:
@@ -34,18 +55,69 @@ def text_bytes(value: Any) -> int:
     return 0
 
 
-def texts_in(value: Any) -> Iterator[str]:
-    """Yield the same texts, one by one."""
+class Prompt(msgspec.Struct, frozen=True):
+    """What a call asks, as far as its tokens can be told.
+
+    Attributes:
+        texts: What there is to estimate.
+        ids: How many tokens it gives as such.
+        whole: There is something that can be told, and the service has stored nothing more of it.
+    """
+
+    texts: list[str]
+    ids: int
+    whole: bool
+
+    def tokens(self, model: str | None) -> int | None:
+        """Return about how many tokens it has; None where that is not known."""
+        return self.ids + tokens_in(self.texts, model) if self.whole else None
+
+
+def prompt_of(body: Mapping[str, Any]) -> Prompt:
+    """Return what a call with this body asks. The tokens of images beside its texts are not in it."""
+    texts = [text for name in _ASKED for text in _asked_texts(body.get(name))]
+    ids = _ids_in(body.get("prompt"))
+    whole = (ids > 0 or any(texts)) and not _is_stored(body)
+    texts += [text for name in _ASKED_BESIDE for text in _asked_texts(body.get(name))]
+    return Prompt(texts, ids, whole)
+
+
+def _asked_texts(value: Any) -> Iterator[str]:
+    """Yield the texts of a prompt, but those that spell the data of what is no text."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for key, part in value.items():
-            if key not in _NO_TEXT:
-                yield from texts_in(part)
+        if value.get("type") not in _DATA:
+            for key, part in value.items():
+                if key not in _NO_TEXT and not _is_data(key, part):
+                    yield from _asked_texts(part)
     elif isinstance(value, list | tuple):
         for part in value:
             if type(part) is not int:  # prompts may be lists of very many tokens
-                yield from texts_in(part)
+                yield from _asked_texts(part)
+
+
+def _is_data(key: str, part: Any) -> bool:
+    return key not in _GIVEN_AS_TEXT and isinstance(part, str) and part.startswith(_DATA_URL)
+
+
+def _ids_in(prompt: Any) -> int:
+    """Return how many tokens a prompt gives by their numbers, in one list or in several."""
+    if not isinstance(prompt, list | tuple) or not prompt:
+        return 0
+    return len(prompt) if type(prompt[0]) is int else sum(map(_ids_in, prompt))
+
+
+def _is_stored(body: Mapping[str, Any]) -> bool:
+    """Say whether more is asked than is in the body."""
+    asked, items = body.get("prompt"), body.get("input")
+    if isinstance(asked, dict) or any(isinstance(body.get(name), str | dict) for name in _ELSEWHERE):
+        return True
+    return isinstance(items, list | tuple) and any(map(_is_reference, items))
+
+
+def _is_reference(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("type") == "item_reference"
 
 
 def tokens_in(texts: Sequence[str], model: str | None) -> int:

@@ -87,7 +87,7 @@ def _is_all(event: bytes, end: int) -> bool:
         return False
     if event.count(b'"delta"') > 1 or event.count(b'"finish_reason"') > 1:
         return False
-    return event.find(b'"error"') < 0 and (event.find(b'"usage":null') >= 0 or event.find(b'"usage"') < 0)
+    return event.find(b'"error"') < 0 and event.count(b'"usage"') == event.count(b'"usage":null')
 
 
 def _is_json(event: bytes) -> bool:

@@ -3,8 +3,9 @@
 Source: the API reference of chat completions, responses, embeddings, images and transcriptions at
 https://platform.openai.com/docs/api-reference (read 2026-11); DeepSeek's `prompt_cache_hit_tokens` at
 https://api-docs.deepseek.com/guides/kv_cache (read 2026-11); `cached_tokens` beside the totals as Together answers
-(recorded in llama-stack's `tests/integration/recordings`) and as clients of Moonshot read it; Perplexity's
-`cache_read_input_tokens` as in the extractors of genai-prices 0.2.3.
+(recorded in llama-stack's `tests/integration/recordings`) and as clients of Moonshot read it; Perplexity's and
+Databricks's names as in the extractors of genai-prices 0.2.3; what LiteLLM tells beside the totals at
+https://docs.litellm.ai/docs/completion/prompt_caching (read 2026-12).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Final
 from fluxgate_mw import diagnostics
 from fluxgate_mw.event import NANOS_PER_USD, TokenUsage
 
-__all__ = ["read_usage", "reported_cost_nanos", "usd_to_nanos"]
+__all__ = ["continued", "read_usage", "reported_cost_nanos", "usd_to_nanos"]
 
 MOST: Final = 2**53
 MOST_UNSEEN: Final = 2**20
@@ -25,7 +26,24 @@ MOST_UNSEEN: Final = 2**20
 _TICKS_PER_NANO: Final = 10
 _CACHED_BESIDE: Final = ("prompt_cache_hit_tokens", "cached_tokens")
 _INPUT_BESIDE: Final = ("cache_read_input_tokens", "cache_creation_input_tokens")
+_OUTPUT_BESIDE: Final = ("citation_tokens", "num_search_queries")
+"""Of who has these, what was reasoned is outside of the completion. Source: Perplexity in genai-prices 0.2.3."""
 _NO_DETAILS: Final[Mapping[str, Any]] = {}
+_WHOLE_OF: Final[Mapping[str, str | None]] = {
+    "input_tokens": None,
+    "output_tokens": None,
+    "audio_seconds": None,
+    "input_audio_seconds": None,
+    "cache_read_input_tokens": "input_tokens",
+    "cache_creation_input_tokens": "input_tokens",
+    "reasoning_output_tokens": "output_tokens",
+    "input_audio_tokens": "input_tokens",
+    "output_audio_tokens": "output_tokens",
+    "cache_read_input_audio_tokens": "cache_read_input_tokens",
+    "input_image_tokens": "input_tokens",
+    "output_image_tokens": "output_tokens",
+}
+"""Inside of which count each of the others is; each stands behind its whole."""
 
 
 def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
@@ -41,40 +59,102 @@ def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
         >>> read_usage({"prompt_tokens": 9, "completion_tokens": 3}).output_tokens
         3
     """
-    chat = "prompt_tokens" in usage or "completion_tokens" in usage
+    chat = _first(usage, "prompt_tokens", "completion_tokens") is not None
     total_in = _noted(usage.get("prompt_tokens" if chat else "input_tokens"))
     total_out = _noted(usage.get("completion_tokens" if chat else "output_tokens"))
     if total_in is None and total_out is None:
         return _duration(usage)
     inside_in = _details(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     inside_out = _details(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
-    total_out = _with_unseen(usage, total_in, total_out, inside_out.get("reasoning_tokens"))
-    told = _first(inside_in, "cached_tokens", "cache_read_input_tokens")
-    cached = _part(_first(usage, *_CACHED_BESIDE) if told is None else told, total_in)
+    unseen = _unseen(usage, total_in, total_out)
+    beside = _beside(usage, unseen) if chat else _NO_DETAILS
+    reasoning = _told(inside_out.get("reasoning_tokens"), beside.get("reasoning_tokens"))
+    audio, heard = inside_in.get("audio_tokens"), _heard_seconds(usage)
+    if heard is None:
+        total_out = _with_unseen(usage, total_out, unseen, reasoning)
+    elif total_in is not None and unseen > 0 and _count(audio) in (None, 0, unseen):
+        total_in, audio = total_in + unseen, unseen
+    read = _told(_first(inside_in, "cached_tokens", "cache_read_input_tokens"), _first(usage, *_CACHED_BESIDE))
+    cached = _part(_told(read, beside.get("cache_read_input_tokens")), total_in)
+    written = _first(inside_in, "cache_write_tokens", "cache_creation_tokens")
     cached_details = _details(inside_in, "cached_tokens_details")
     return TokenUsage(
         input_tokens=total_in,
         output_tokens=total_out,
         cache_read_input_tokens=cached,
-        cache_creation_input_tokens=_part(_first(inside_in, "cache_write_tokens", "cache_creation_tokens"), total_in),
-        reasoning_output_tokens=_part(inside_out.get("reasoning_tokens"), total_out),
-        input_audio_tokens=_part(inside_in.get("audio_tokens"), total_in),
+        cache_creation_input_tokens=_part(_told(written, beside.get("cache_creation_input_tokens")), total_in),
+        reasoning_output_tokens=_part(reasoning, total_out),
+        input_audio_tokens=_part(audio, total_in),
         output_audio_tokens=_part(inside_out.get("audio_tokens"), total_out),
         cache_read_input_audio_tokens=_part(cached_details.get("audio_tokens"), cached),
         input_image_tokens=_part(inside_in.get("image_tokens"), total_in),
         output_image_tokens=_part(inside_out.get("image_tokens"), total_out),
+        input_audio_seconds=heard,
     )
+
+
+def continued(earlier: TokenUsage, later: TokenUsage) -> TokenUsage:
+    """Return what two blocks of one answer say: what the later one does not count stays as the earlier one said.
+
+    A total of zero counts nothing, and neither do the parts of one: `earlier` itself, where `later` has nothing else.
+
+    >>> continued(TokenUsage(input_tokens=9), TokenUsage(input_tokens=0, output_tokens=3)).input_tokens
+    9
+    """
+    said = {name: getattr(later, name) for name in _WHOLE_OF}
+    if not any(said.values()):
+        return earlier
+    for name, whole in _WHOLE_OF.items():
+        before = getattr(earlier, name)
+        counted = said[name] or (said[name] == 0 and whole is not None and getattr(later, whole))
+        if before is not None and not counted and (whole is None or before <= (said[whole] or 0)):
+            said[name] = before
+    return TokenUsage(**said)
 
 
 def _duration(usage: Mapping[str, Any]) -> TokenUsage | None:
     """Return the usage of a model that is billed by the length of its input. Source: `UsageDuration` of openai 3.57."""
-    seconds = usage.get("seconds") if usage.get("type") == "duration" else None
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds <= MOST:
-        return None
-    return TokenUsage(audio_seconds=seconds)
+    told = _seconds(usage.get("seconds")) if usage.get("type") == "duration" else None
+    seconds = _heard_seconds(usage) if told is None else told
+    return None if seconds is None else TokenUsage(audio_seconds=seconds)
 
 
-def _with_unseen(usage: Mapping[str, Any], total_in: int | None, total_out: int | None, reasoning: Any) -> int | None:
+def _heard_seconds(usage: Mapping[str, Any]) -> float | None:
+    """Return how long the audio was that Mistral heard in a prompt, whose tokens it counts in the total alone.
+
+    Source: `promptAudioSeconds` of `MistralAIUsage` at https://api.koog.ai; a real answer in pydantic/genai-prices#591,
+    whose details tell those tokens, too (read 2026-12).
+    """
+    return _seconds(usage.get("prompt_audio_seconds")) or None
+
+
+def _seconds(value: Any) -> float | None:
+    possible = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST
+    return value if possible else None
+
+
+def _beside(usage: Mapping[str, Any], unseen: int) -> Mapping[str, Any]:
+    """Return what a chat's usage tells at its top of parts of its totals.
+
+    Where its total counts more than these, what was cached may be no part of the prompt.
+    """
+    names = () if unseen > 0 else _INPUT_BESIDE
+    if not any(name in usage for name in _OUTPUT_BESIDE):
+        names = (*names, "reasoning_tokens")
+    return {name: usage.get(name) for name in names}
+
+
+def _unseen(usage: Mapping[str, Any], total_in: int | None, total_out: int | None) -> int:
+    """Return how many tokens only the total shows; less than 0 where it shows not even the others."""
+    total = _count(usage.get("total_tokens"))
+    unseen = 0 if total is None or total_in is None or total_out is None else total - total_in - total_out
+    if unseen > MOST_UNSEEN:
+        diagnostics.note("absurd_usage", "a provider reported a total far above its parts; it is not counted")
+        return 0
+    return unseen
+
+
+def _with_unseen(usage: Mapping[str, Any], total_out: int | None, unseen: int, reasoning: Any) -> int | None:
     """Return the output with what a provider counts beside it and bills as output, which the total shows.
 
     xAI counts its reasoning so, and tells how much of it there was; Gemini its thoughts, and tells it nowhere else.
@@ -82,14 +162,8 @@ def _with_unseen(usage: Mapping[str, Any], total_in: int | None, total_out: int 
     Source: https://docs.x.ai/docs/key-information/consumption-and-rate-limits, as quoted in vercel/ai#12425; answers
     of Gemini at https://discuss.ai.google.dev/t/127400 and in Clarifai/clarifai-python#978 (read 2026-11).
     """
-    total = _count(usage.get("total_tokens"))
-    if total is None or total_in is None or total_out is None:
-        return total_out
-    unseen, beside = total - total_in - total_out, _count(reasoning)
-    if unseen <= 0 or (beside is None and any(usage.get(name) for name in _INPUT_BESIDE)):
-        return total_out
-    if unseen > MOST_UNSEEN:
-        diagnostics.note("absurd_usage", "a provider reported a total far above its parts; it is not counted")
+    beside = _count(reasoning)
+    if total_out is None or unseen <= 0 or (not beside and any(usage.get(name) for name in _INPUT_BESIDE)):
         return total_out
     return total_out + unseen if beside in (None, 0, unseen) else total_out
 
@@ -105,6 +179,10 @@ def _first(block: Mapping[str, Any], *names: str) -> Any:
         if value is not None:
             return value
     return None
+
+
+def _told(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
 
 
 def _count(value: Any) -> int | None:

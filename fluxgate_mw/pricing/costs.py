@@ -143,11 +143,27 @@ def _at_least(usage: TokenUsage, least: int) -> TokenUsage:
     return msgspec.structs.replace(usage, audio_seconds=least) if shorter else usage
 
 
+def _billed(sheet: Sheet, usage: TokenUsage) -> TokenUsage:
+    """Return what is billed of a usage that tells how long the audio in its input was: not the tokens of that.
+
+    Raises:
+        UnpricedError: It has no price by its length, or which of the tokens are audio is not known.
+    """
+    audio = usage.input_audio_tokens
+    if any(rates.audio_hours is None for _, rates in sheet):
+        raise UnpricedError("no price of audio by the hour known")
+    if audio is None and usage.input_tokens and any(rates.input for _, rates in sheet):
+        raise UnpricedError("how many of the input tokens were audio is not known")
+    rest = None if usage.input_tokens is None else usage.input_tokens - (audio or 0)
+    seconds = usage.input_audio_seconds
+    return msgspec.structs.replace(usage, input_tokens=rest, input_audio_tokens=None, audio_seconds=seconds)
+
+
 def _priced(sheet: Sheet, usage: TokenUsage, version: str) -> Price:
     if usage.input_tokens is None and usage.output_tokens is None and usage.audio_seconds is None:
         return Price(None, None, "no usage")
     try:
-        nanos = cost_nanos(sheet, usage)
+        nanos = cost_nanos(sheet, usage if usage.input_audio_seconds is None else _billed(sheet, usage))
     except UnpricedError as error:
         return Price(None, None, str(error))
     except (TypeError, ValueError, ArithmeticError):

@@ -9,7 +9,21 @@ import openai
 import pytest
 
 from fluxgate_mw import FluxGate, context
-from tests.calls.clients import ASKED, SSE, WAYS, Asked, Reply, Wire, chunk, completion, finish, recorded, sse, typed
+from tests.calls.clients import (
+    ASKED,
+    SSE,
+    WAYS,
+    Asked,
+    Reply,
+    Wire,
+    chunk,
+    completion,
+    dumped,
+    finish,
+    recorded,
+    sse,
+    typed,
+)
 from tests.calls.service import Service, answer, sync_client
 
 USAGE = {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17}
@@ -37,6 +51,50 @@ def test_groqs_own_usage():
         got = asked.plain(Wire(Reply(sse(chunk("Hi"), last), headers=SSE)))
     assert got[-1]["x_groq"]["usage"] == usage
     assert (events[0].input_tokens, events[0].output_tokens) == (23, 19)
+
+
+@pytest.mark.parametrize("beside", [{}, {"usage": None}], ids=["none beside it", "null beside it"])
+@pytest.mark.parametrize("delta", [{}, {"content": "!"}], ids=["empty", "with the last text"])
+def test_moonshots_usage_inside_of_the_choice(delta, beside):
+    """Moonshot's last chunk has it in `choices[0].usage` (northes/go-moonshot#17, earendil-works/pi#2017)."""
+    told = {"prompt_tokens": 100, "completion_tokens": 30, "total_tokens": 130, "cached_tokens": 64}
+    last = {"index": 0, "delta": delta, "usage": told, "finish_reason": "stop" if not delta else None}
+    body = sse(chunk("Hi"), chunk("Hi"), chunk(choices=[last], model="kimi-k2-0905-preview", **beside))
+    asked = Asked("chat.completions", {**ASKED, "model": "kimi-k2-0905-preview", "stream": True})
+    client = Wire(Reply(body, headers=SSE)).client(base_url="https://api.moonshot.ai/v1")
+    with recorded() as events:
+        got = [dumped(each) for each in client.chat.completions.create(**asked.arguments)]
+    assert got[-1]["choices"][0]["usage"] == told
+    assert (events[0].input_tokens, events[0].output_tokens, events[0].cache_read_input_tokens) == (100, 30, 64)
+    assert events[0].cost_nanos > 0
+
+
+def test_zeros_after_the_usage():
+    """A last chunk whose usage is all zeros makes no call free."""
+    zeros = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    body = sse(chunk("Hi"), chunk(choices=finish(), usage=USAGE), chunk(choices=[], usage=zeros))
+    with recorded() as events:
+        Asked("chat.completions", {**ASKED, "stream": True}).plain(Wire(Reply(body, headers=SSE)))
+    assert (events[0].input_tokens, events[0].output_tokens, events[0].cost_nanos) == (12, 5, 4_800)
+
+
+@pytest.mark.parametrize(
+    ("model", "nanos", "reason"),
+    [
+        ("voxtral-small-latest", 400 + 635 * 400 + 13_533_333, None),
+        ("voxtral-mini-latest", 10_150_000, None),
+        ("mistral-large-latest", None, "no price of audio by the hour known"),
+    ],
+)
+def test_what_mistral_heard_is_billed_by_its_length(model, nanos, reason):
+    """The tokens of the prompt's audio, which the total alone shows, are no output, and cost nothing beside it."""
+    usage = {"prompt_audio_seconds": 203, "prompt_tokens": 4, "total_tokens": 3264, "completion_tokens": 635}
+    wire = Wire(Reply(json.dumps(completion(model=model, usage=usage)).encode()))
+    with recorded() as events:
+        wire.client(base_url="https://api.mistral.ai/v1").chat.completions.create(**{**ASKED, "model": model})
+    [event] = events
+    assert (event.input_tokens, event.output_tokens, event.input_audio_tokens) == (2629, 635, 2625)
+    assert (event.cost_nanos, event.unpriced_reason) == (nanos, reason)
 
 
 def test_the_cost_that_xai_reports_is_taken_over():

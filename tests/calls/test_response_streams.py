@@ -98,7 +98,7 @@ def test_an_error_event_of_the_responses_api():
         assert RESPONSES.plain(Wire(Reply(body, headers=SSE))) == without
     [event] = events
     assert (event.status, event.error_message, event.output_tokens) == ("ERROR", "It broke", 10)
-    assert event.error_type
+    assert event.error_type == "server_error"
     assert event.usage_source == "estimated"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from fluxgate_mw import tracking
 from fluxgate_mw.openai.estimate import estimate_tokens
-from tests.calls.clients import ASKED, SSE, Reply, Wire, chunk, completion, finish, httpx, recorded, sse
+from tests.calls.clients import ASKED, SSE, Asked, Reply, Wire, chunk, completion, finish, httpx, recorded, sse
 from tests.calls.streaming import AS_ASKED, ENDLESS, STREAM, TEXTS, USAGE, WITHOUT, counts
 
 
@@ -27,6 +27,35 @@ def given_up(events, *, status="CANCELLED", error_type=None, output=10):
     assert event.cost_nanos is not None
     assert event.response_id == "chatcmpl-1"
     return event
+
+
+def left_early(resource, **asked):
+    """Return the event of a call that is left at its first chunk."""
+    with recorded() as events:
+        create = Asked(resource, {"model": "gpt-4o-mini", **asked, "stream": True})
+        stream = create.of(Wire(Reply(ENDLESS, headers=SSE)).client())(**create.arguments)
+        leave_by_close(stream)
+    return events[0]
+
+
+def test_a_prompt_of_tokens_that_is_left_early():
+    """How long it is is known, with no estimate."""
+    event = left_early("completions", prompt=[list(range(1000))], model="gpt-3.5-turbo-instruct")
+    assert (event.usage_source, event.input_tokens) == ("estimated", 1000)
+    assert event.cost_nanos is not None
+
+
+@pytest.mark.parametrize("resource", ["chat.completions", "responses"])
+def test_a_prompt_that_is_not_known_and_left_early(resource):
+    """Neither an image's tokens are known nor what the service has stored: that is not 0, and no part has a cost."""
+    image = {"type": "image_url", "image_url": {"url": "https://x.test/a.png"}}
+    asked = {
+        "chat.completions": {"messages": [{"role": "user", "content": [image]}]},
+        "responses": {"input": "And then?", "previous_response_id": "resp_1"},
+    }
+    event = left_early(resource, **asked[resource])
+    assert (event.usage_source, event.input_tokens, event.output_tokens) == ("estimated", None, 10)
+    assert (event.cost_nanos, event.unpriced_reason) == (None, "how long the prompt was is not known")
 
 
 def leave_by_break(stream):

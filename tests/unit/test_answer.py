@@ -30,6 +30,9 @@ def chunk(content: str, **fields: object) -> dict[str, object]:
         (("stop",), "SUCCESS"),
         (("stop", "length"), "MAX_TOKENS"),
         (("length", "content_filter"), "BLOCKED"),
+        (("eos",), "SUCCESS"),
+        (("stop", "eos"), "SUCCESS"),
+        (("eos", "model_length"), "MAX_TOKENS"),
         (("stop", "never heard of"), "ERROR"),
         (("never heard of", "content_filter"), "BLOCKED"),
     ],
@@ -78,6 +81,54 @@ def test_a_later_event_does_not_forget():
     assert answer.usage.output_tokens == 2
 
 
+WHOLE = {"prompt_tokens": 12, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 4}}
+ZEROS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "prompt_tokens_details": {"cached_tokens": 0}}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "counts"),
+    [
+        ([WHOLE, ZEROS], (12, 5, 4)),
+        ([ZEROS, WHOLE], (12, 5, 4)),
+        ([ZEROS, ZEROS], (0, 0, 0)),
+        ([{"prompt_tokens": 12}, ZEROS], (12, None, None)),
+        ([{"prompt_tokens": 12, "prompt_tokens_details": {"cached_tokens": 4}}, {"completion_tokens": 5}], (12, 5, 4)),
+        ([{**WHOLE, "completion_tokens": 0}, {"prompt_tokens": 0, "completion_tokens": 5}], (12, 5, 4)),
+        ([{**WHOLE, "completion_tokens": 1}, {**WHOLE, "completion_tokens": 3}, WHOLE], (12, 5, 4)),
+        ([WHOLE, {"prompt_tokens": 20, "completion_tokens": 6}], (20, 6, 4)),
+        ([WHOLE, {**WHOLE, "prompt_tokens_details": {"cached_tokens": 0}}], (12, 5, 0)),
+        ([WHOLE, {"prompt_tokens": 3, "completion_tokens": 5}], (3, 5, None)),
+    ],
+    ids=[
+        "zeros last",
+        "zeros first",
+        "zeros alone",
+        "zeros after a half",
+        "halves",
+        "halves of zeros",
+        "cumulative",
+        "with fewer details",
+        "a part of zero",
+        "less than its part",
+    ],
+)
+def test_what_a_later_usage_does_not_count_stays(blocks, counts):
+    """Of several blocks the last counts, and what it leaves out is as it was said before; zeros replace no counts."""
+    answer = Answer()
+    for block in blocks:
+        answer.read_event(event({"choices": [], "usage": block}))
+    assert (answer.usage.input_tokens, answer.usage.output_tokens, answer.usage.cache_read_input_tokens) == counts
+
+
+@pytest.mark.parametrize(("later", "nanos"), [({**ZEROS, "cost": 0}, 2_000_000), ({**WHOLE, "cost": 0.003}, 3_000_000)])
+def test_the_cost_beside_a_later_usage(later, nanos):
+    """It counts where its block does."""
+    answer = Answer()
+    answer.read_event(event({"choices": [], "usage": {**WHOLE, "cost": 0.002}}))
+    answer.read_event(event({"choices": [], "usage": later}))
+    assert answer.cost_nanos == nanos
+
+
 def test_what_brings_usage_and_nothing_else():
     """Only a chunk with usage and without choices is one to hide."""
     usage = {"prompt_tokens": 1, "completion_tokens": 2}
@@ -119,8 +170,10 @@ def test_a_quick_look_sees_what_a_whole_one_sees(text, null_usage, ascii_only):
         {"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]},
         {"choices": [{"delta": {"content": "a"}, "finish_reason": None}, {"delta": {"content": "b"}}]},
         {"choices": [{"delta": {"content": "a", "tool_calls": [{"function": {"arguments": "{}"}}]}}]},
+        {"choices": [{"delta": {"content": "a"}, "usage": {"prompt_tokens": 1}, "finish_reason": None}]},
+        {"choices": [{"delta": {"content": "a"}, "usage": {}, "finish_reason": None}], "usage": None},
     ],
-    ids=["usage", "error", "finish", "two choices", "tool call"],
+    ids=["usage", "error", "finish", "two choices", "tool call", "a choice's usage", "beside a null one"],
 )
 def test_a_quick_look_passes_over_nothing_of_interest(fields):
     """What brings more than one text is decoded."""

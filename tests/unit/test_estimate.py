@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxgate_mw import diagnostics
-from fluxgate_mw.openai.estimate import estimate_tokens, placed_texts, text_bytes, texts_in, tokens_in
+from fluxgate_mw.openai.estimate import estimate_tokens, placed_texts, prompt_of, text_bytes, tokens_in
 
 DATA = Path(__file__).parents[1] / "data"
 COUNTED = json.loads(DATA.joinpath("counted_texts.json").read_text("utf-8"))["texts"]
@@ -98,7 +98,6 @@ def test_images_and_names_of_kinds_are_no_text():
         ],
     }
     assert text_bytes([message]) == 4
-    assert list(texts_in([message])) == ["abcd"]
     assert text_bytes({"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}], "refusal": "no"}) == 5
 
 
@@ -120,3 +119,71 @@ def test_a_text_has_its_place():
         "0.tool_calls.2.name": "h",
         "0.tool_calls.3": "i",
     }
+
+
+DATA_URL = "data:image/png;base64," + "A" * 2_000_000
+SEEN = {"type": "input_image", "detail": "auto", "image_url": DATA_URL}
+REASONED = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "E" * 100_000}
+DRAWN = {"type": "image_generation_call", "id": "ig_1", "status": "completed", "result": "A" * 2_000_000}
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({"prompt": "abcdefgh"}, 2),
+        ({"prompt": ["abcd", "efgh"]}, 2),
+        ({"prompt": list(range(1000))}, 1000),
+        ({"prompt": [list(range(1000)), [1, 2]]}, 1002),
+        ({"messages": [{"role": "user", "content": "abcd"}], "tools": [{"function": {"name": "efgh"}}]}, 2),
+        ({"input": "abcd", "tools": [{"parameters": {"type": ["string", "null"], "title": "efgh"}}]}, 2),
+        ({"input": [DRAWN, {"role": "user", "content": "abcd"}]}, 1),
+        ({"input": [REASONED, {"role": "user", "content": "abcd"}]}, 1),
+        ({"input": [{"role": "user", "content": [SEEN, {"type": "input_text", "text": "abcd"}]}]}, 1),
+        ({"messages": [{"role": "user", "content": [{"type": "x", "x": {"url": DATA_URL}}, {"text": "abcd"}]}]}, 1),
+        ({"input": DATA_URL[:40]}, 10),
+        ({"messages": [{"role": "user", "content": DATA_URL[:40]}]}, 10),
+    ],
+    ids=[
+        "text",
+        "texts",
+        "ids",
+        "lists of ids",
+        "tools",
+        "types",
+        "drawn before",
+        "reasoned before",
+        "seen",
+        "a URL of data",
+        "as text",
+        "as content",
+    ],
+)
+def test_what_is_asked(body, tokens):
+    """Texts are estimated and tokens counted; what is an image's data is no text, but where it is given as one."""
+    assert prompt_of(body).tokens(None) == tokens
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"messages": []},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x.test/a"}}]}]},
+        {"input": [{"role": "user", "content": [SEEN]}], "instructions": "Look", "tools": [{"name": "f"}]},
+        {"input": [DRAWN]},
+        {"input": "abcd", "previous_response_id": "resp_1"},
+        {"input": "abcd", "conversation": "conv_1"},
+        {"input": "abcd", "conversation": {"id": "conv_1"}},
+        {"input": "abcd", "prompt": {"id": "pmpt_1", "variables": {"name": "efgh"}}},
+        {"input": [{"type": "item_reference", "id": "msg_1"}, {"role": "user", "content": "abcd"}]},
+    ],
+    ids=repr,
+)
+def test_what_is_asked_but_not_here(body):
+    """How many tokens a prompt has that is without any text, or partly stored by the service, is not known."""
+    assert prompt_of(body).tokens("gpt-4o-mini") is None
+
+
+def test_what_is_asked_is_counted_by_a_tokenizer_that_is_loaded(bytewise):
+    """Tokens that are given as such are added."""
+    assert prompt_of({"prompt": [[1, 2, 3], "abcdefgh"]}).tokens("gpt-4o") == 3 + 8

@@ -177,6 +177,27 @@ def test_audio_by_the_hour():
     assert price("openai", "whisper-1", spoken, at=NOW, override=own).cost_nanos == 60_000_000
 
 
+def test_audio_that_is_counted_in_tokens_and_billed_by_the_hour():
+    """Its tokens cost nothing beside its hours, 0.24 USD each; who has no price of an hour has none of it."""
+    usage = TokenUsage(input_tokens=2629, output_tokens=635, input_audio_tokens=2625, input_audio_seconds=203)
+    text = TokenUsage(input_tokens=4, output_tokens=635)
+    by_tokens = price("mistral", "voxtral-small-latest", text, at=NOW).cost_nanos
+    spoken = price("mistral", "voxtral-small-latest", usage, at=NOW)
+    assert spoken.cost_nanos == by_tokens + 13_533_333
+    assert price("mistral", "voxtral-mini-latest", usage, at=NOW).cost_nanos == 10_150_000
+    untold = TokenUsage(input_tokens=2629, output_tokens=635, input_audio_seconds=203)
+    unknown = price("mistral", "voxtral-small-latest", untold, at=NOW)
+    assert (unknown.cost_nanos, unknown.reason) == (None, "how many of the input tokens were audio is not known")
+    assert price("mistral", "voxtral-mini-latest", untold, at=NOW).cost_nanos == 10_150_000
+    for model in ("mistral-large-latest", "no model at all"):
+        assert price("mistral", model, usage, at=NOW).cost_nanos is None
+    own = CostOverride(input_cost_per_1m_tokens=1, output_cost_per_1m_tokens=2)
+    alone = price(None, "own", usage, at=NOW, override=own)
+    assert (alone.cost_nanos, alone.reason) == (None, "no price of audio by the hour known")
+    both = price("mistral", "voxtral-small-latest", usage, at=NOW, override=own)
+    assert both.cost_nanos == 4_000 + 1_270_000 + 13_533_333
+
+
 def test_a_request_has_its_fee():
     """A published fee per request is added once."""
     plain = price("perplexity", "sonar", TokenUsage(input_tokens=0, output_tokens=0), at=NOW)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+import msgspec
 import pytest
+from genai_prices import extract_usage
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.event import TokenUsage
-from fluxgate_mw.openai.usage import MOST, MOST_UNSEEN, read_usage, reported_cost_nanos, usd_to_nanos
+from fluxgate_mw.openai.usage import MOST, MOST_UNSEEN, continued, read_usage, reported_cost_nanos, usd_to_nanos
 
 CHAT = {
     "prompt_tokens": 100,
@@ -58,6 +60,14 @@ def test_responses():
     )
 
 
+def test_the_dialect_is_that_of_the_values():
+    """Names with null are of no dialect."""
+    nulls = {"prompt_tokens": None, "completion_tokens": None}
+    assert read_usage({**nulls, "input_tokens": 10, "output_tokens": 2}) == TokenUsage(input_tokens=10, output_tokens=2)
+    assert read_usage({**nulls, "type": "duration", "seconds": 9}) == TokenUsage(audio_seconds=9)
+    assert read_usage(nulls) is None
+
+
 def test_embeddings():
     """Embeddings have no output."""
     assert read_usage({"prompt_tokens": 8, "total_tokens": 8}) == TokenUsage(input_tokens=8)
@@ -94,12 +104,90 @@ def test_deepseek():
     assert read_usage(usage).cache_read_input_tokens == 6
 
 
+DATABRICKS = {
+    "prompt_tokens": 4956,
+    "completion_tokens": 1330,
+    "total_tokens": 6286,
+    "cache_read_input_tokens": 4000,
+    "reasoning_tokens": 122,
+}
+
+
+def test_parts_beside_their_wholes():
+    """Databricks tells what was cached and reasoned beside the totals that hold it; genai-prices reads it alike."""
+    read = read_usage(DATABRICKS)
+    assert read == TokenUsage(
+        input_tokens=4956, output_tokens=1330, cache_read_input_tokens=4000, reasoning_output_tokens=122
+    )
+    model = "databricks-gemma-3-12b"
+    theirs = extract_usage({"model": model, "usage": DATABRICKS}, provider_id="databricks").usage
+    assert (theirs.input_tokens, theirs.cache_read_tokens) == (read.input_tokens, read.cache_read_input_tokens)
+    assert (theirs.output_tokens, theirs.output_reasoning_tokens) == (read.output_tokens, read.reasoning_output_tokens)
+
+
+@pytest.mark.parametrize(
+    ("beside", "parts"),
+    [
+        ({"cache_read_input_tokens": 60, "cache_creation_input_tokens": 30}, (60, 30)),
+        ({"cache_read_input_tokens": 60, "prompt_tokens_details": {"cached_tokens": 50}}, (50, None)),
+        ({"cache_creation_input_tokens": 30, "prompt_tokens_details": {"cache_creation_tokens": 20}}, (None, 20)),
+        ({"cache_read_input_tokens": 1253, "cache_creation_input_tokens": None}, (None, None)),
+        ({"cache_read_input_tokens": 60, "total_tokens": 200}, (None, None)),
+    ],
+    ids=["LiteLLM", "read in the details", "written in the details", "larger than the whole", "outside, by the total"],
+)
+def test_cached_tokens_beside_the_prompt_that_holds_them(beside, parts):
+    """They are parts of it where they fit, the details say nothing, and the total does not count them once more."""
+    read = read_usage({"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 140, **beside})
+    assert (read.input_tokens, read.output_tokens) == (100, 40)
+    assert (read.cache_read_input_tokens, read.cache_creation_input_tokens) == parts
+
+
+def test_cached_tokens_beside_an_input_that_does_not_hold_them():
+    """Anthropic's `input_tokens` is without them: they are no parts of it, though they would fit."""
+    usage = {"input_tokens": 100, "output_tokens": 40, "cache_read_input_tokens": 60, "reasoning_tokens": 9}
+    assert read_usage(usage) == TokenUsage(input_tokens=100, output_tokens=40)
+
+
+@pytest.mark.parametrize("reasoning", [73_994, 5_000])
+def test_reasoning_that_is_no_part_of_the_output(reasoning):
+    """Perplexity's, over what its searches found, is outside of the completion, fit as it may, and no fault either."""
+    usage = {"prompt_tokens": 33, "completion_tokens": 7163, "total_tokens": 7196, "reasoning_tokens": reasoning}
+    searched = {"citation_tokens": 19_619, "num_search_queries": 21}
+    assert read_usage({**usage, **searched}) == TokenUsage(input_tokens=33, output_tokens=7163)
+    assert diagnostics.counts() == {}
+
+
 def test_reasoning_beside_the_output():
     """Reasoning that xAI counts beside the output, and in the total only, is billed as output (vercel/ai#12425)."""
     usage = {"prompt_tokens": 12, "completion_tokens": 1, "total_tokens": 399}
     read = read_usage({**usage, "completion_tokens_details": {"reasoning_tokens": 386}})
     assert (read.output_tokens, read.reasoning_output_tokens) == (387, 386)
     assert diagnostics.counts() == {}
+
+
+SPOKEN = {"prompt_audio_seconds": 203, "prompt_tokens": 4, "total_tokens": 3264, "completion_tokens": 635}
+
+
+def test_audio_that_only_the_total_shows():
+    """Mistral counts the audio of a prompt in the total alone, and tells how long it was: no output is in it."""
+    heard = TokenUsage(input_tokens=2629, output_tokens=635, input_audio_tokens=2625, input_audio_seconds=203)
+    assert read_usage(SPOKEN) == heard
+    without = {name: count for name, count in SPOKEN.items() if name != "total_tokens"}
+    assert read_usage(without) == TokenUsage(input_tokens=4, output_tokens=635, input_audio_seconds=203)
+    assert read_usage({"prompt_audio_seconds": 203}) == TokenUsage(audio_seconds=203)
+    details = {"prompt_tokens_details": {"audio_tokens": 2625}}
+    assert read_usage({**SPOKEN, **details}) == heard
+    assert read_usage({**SPOKEN, **details, "prompt_tokens": 2629}) == heard
+    assert read_usage({**SPOKEN, "prompt_tokens_details": {"audio_tokens": 3}}).input_tokens == 4
+    assert diagnostics.counts() == {}
+
+
+@pytest.mark.parametrize("seconds", [None, {}, 0, -1, True, "203"], ids=repr)
+def test_no_audio_in_the_prompt(seconds):
+    """Where none was heard, what only the total shows is output as anybody else's."""
+    read = read_usage({"prompt_audio_seconds": seconds, "prompt_tokens": 4, "total_tokens": 50, "completion_tokens": 6})
+    assert read == TokenUsage(input_tokens=4, output_tokens=46)
 
 
 def test_thoughts_that_only_the_total_shows():
@@ -119,6 +207,7 @@ def test_thoughts_that_only_the_total_shows():
         {"total_tokens": "105"},
         {"total_tokens": 105, "completion_tokens_details": {"reasoning_tokens": 2}},
         {"total_tokens": 105, "cache_read_input_tokens": 93},
+        {"total_tokens": 105, "cache_read_input_tokens": 93, "reasoning_tokens": 0},
     ],
     ids=repr,
 )
@@ -191,6 +280,9 @@ NAMES = sorted(
         "output_tokens_details",
         "image_tokens",
         "prompt_cache_hit_tokens",
+        "cache_read_input_tokens",
+        "cache_creation_input_tokens",
+        "reasoning_tokens",
     }
 )
 BLOCKS = st.recursive(ANY, lambda inner: st.dictionaries(st.sampled_from(NAMES), inner, max_size=6), max_leaves=12)
@@ -200,8 +292,26 @@ BLOCKS = st.recursive(ANY, lambda inner: st.dictionaries(st.sampled_from(NAMES),
 def test_no_subset_is_larger_than_its_total(block):
     """Whatever is reported, counts are whole, possible, and inside their totals."""
     read = read_usage(block)
-    if read is None:
-        return
+    if read is not None:
+        _has_no_part_larger_than_its_whole(read)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(NAMES), BLOCKS), min_size=2, max_size=4))
+def test_nor_is_one_of_several_blocks(blocks):
+    """Neither is it in what several blocks say together."""
+    known = None
+    for read in filter(None, map(read_usage, blocks)):
+        known = read if known is None else continued(known, read)
+        _has_no_part_larger_than_its_whole(known)
+
+
+def test_no_field_is_lost_between_blocks():
+    """Every count of an earlier block is there after a later one that has none of it."""
+    everything = TokenUsage(**dict.fromkeys(TokenUsage.__struct_fields__, 7))
+    assert continued(everything, TokenUsage(input_tokens=8)) == msgspec.structs.replace(everything, input_tokens=8)
+
+
+def _has_no_part_larger_than_its_whole(read):
     for name in TokenUsage.__struct_fields__:
         count = getattr(read, name)
         assert count is None or (type(count) is int and 0 <= count <= MOST)
