@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from unittest import mock
 
@@ -14,9 +15,9 @@ import pytest
 from openai._base_client import AsyncAPIClient, SyncAPIClient
 from openai._resource import SyncAPIResource
 
-from fluxgate_mw import FluxGate, create_openai_cost_tracker, diagnostics, instrument_openai, track, tracking
+from fluxgate_mw import FluxGate, context, create_openai_cost_tracker, diagnostics, instrument_openai, track, tracking
 from fluxgate_mw.testing import capture_events
-from tests.calls.clients import ASKED, Reply, Wire, completion, httpx, recorded
+from tests.calls.clients import ASKED, SSE, Reply, Wire, chunk, completion, finish, httpx, recorded, sse
 
 ANSWER = json.dumps(completion()).encode()
 
@@ -133,6 +134,47 @@ def test_a_wrapper_that_hands_on_a_copy_of_the_options(monkeypatch, tracked):
             client.chat.completions.create(**ASKED)
     assert [event.feature for event in events] == ["own" if tracked else None]
     SyncAPIClient.request = found
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("tracked", [False, True])
+def test_a_wrapper_below_that_sends_from_another_thread(monkeypatch, tracked, stream):
+    """One POST is one event, of the context that asked for it."""
+    found = SyncAPIClient.request
+
+    def request(*args, **kwargs):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(found, *args, **kwargs).result()
+
+    streamed = Reply(sse(chunk("Hi"), chunk(choices=finish())), headers=SSE)
+    wire = Wire(streamed if stream else Reply(ANSWER))
+    with monkeypatch.context() as others, ExitStack() as ours:
+        others.setattr(SyncAPIClient, "request", request)
+        events = ours.enter_context(recorded())
+        client = create_openai_cost_tracker(wire.client()) if tracked else wire.client()
+        with context(feature="own"):
+            answer = client.chat.completions.create(**ASKED, stream=stream)
+        if stream:
+            list(answer)
+    assert [(event.feature, event.status) for event in events] == [("own", "SUCCESS")]
+
+
+def test_a_wrapper_below_that_gives_an_answer_again(monkeypatch):
+    """What was sent once is one event."""
+    found, kept = SyncAPIClient.request, []
+
+    def request(*args, **kwargs):
+        if not kept:
+            kept.append(found(*args, **kwargs))
+        return kept[0]
+
+    client = replied().client()
+    with monkeypatch.context() as others, ExitStack() as ours:
+        others.setattr(SyncAPIClient, "request", request)
+        events = ours.enter_context(recorded())
+        answers = [client.chat.completions.create(**ASKED) for _ in range(3)]
+    assert len(events) == 1
+    assert {tracking(answer).tracking_id for answer in answers} == {events[0].event_id}
 
 
 def _served(request):
