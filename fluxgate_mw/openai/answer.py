@@ -15,7 +15,7 @@ import msgspec
 from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.openai.estimate import placed_texts, text_bytes
 from fluxgate_mw.openai.sse import event_data, split_events
-from fluxgate_mw.openai.usage import continued, read_usage, reported_cost_nanos
+from fluxgate_mw.openai.usage import billed_beside, continued, read_usage, reported_cost_nanos
 from fluxgate_mw.semconv import Status
 
 __all__ = ["Answer", "status_of"]
@@ -301,6 +301,7 @@ class Answer:
 
     def _take_usage(self, block: Mapping[str, Any]) -> None:
         read, known = read_usage(block), self.usage
+        self.fee = billed_beside(block) or self.fee
         if read is not None:
             self.usage = read if known is None else continued(known, read)
         if "cost" in block or "cost_in_usd_ticks" in block:

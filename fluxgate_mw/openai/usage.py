@@ -18,7 +18,7 @@ from typing import Any, Final
 from fluxgate_mw import diagnostics
 from fluxgate_mw.event import NANOS_PER_USD, TokenUsage
 
-__all__ = ["continued", "read_usage", "reported_cost_nanos", "usd_to_nanos"]
+__all__ = ["billed_beside", "continued", "read_usage", "reported_cost_nanos", "usd_to_nanos"]
 
 MOST: Final = 2**53
 MOST_UNSEEN: Final = 2**20
@@ -28,6 +28,7 @@ _CACHED_BESIDE: Final = ("prompt_cache_hit_tokens", "cached_tokens")
 _INPUT_BESIDE: Final = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _OUTPUT_BESIDE: Final = ("citation_tokens", "num_search_queries")
 """Of who has these, what was reasoned is outside of the completion. Source: Perplexity in genai-prices 0.2.3."""
+_TOOLS_USED: Final = ("num_sources_used", "num_server_side_tools_used")
 _NO_DETAILS: Final[Mapping[str, Any]] = {}
 _WHOLE_OF: Final[Mapping[str, str | None]] = {
     "input_tokens": None,
@@ -235,6 +236,23 @@ def reported_cost_nanos(usage: Mapping[str, Any]) -> int | None:
         return cost
     upstream = usd_to_nanos(_details(usage, "cost_details").get("upstream_inference_cost"))
     return None if upstream is None else cost + upstream
+
+
+def billed_beside(usage: Mapping[str, Any]) -> str | None:
+    """Return what the usage block counts that is billed by the call or the search, beside the tokens; None for nothing.
+
+    Source: xAI's tools at https://docs.x.ai/developers/pricing, as counted in BerriAI/litellm#30817 and #39441; the
+    searches and citations of Perplexity's deep research at https://docs.perplexity.ai/getting-started/pricing (read
+    2026-12).
+
+    >>> billed_beside({"num_server_side_tools_used": 2}), billed_beside({"num_sources_used": 0})
+    ('searches or tools', None)
+    """
+    counts = [usage.get(name) for name in _TOOLS_USED]
+    counts += _details(usage, "server_side_tool_usage_details").values()
+    if "citation_tokens" in usage:
+        counts.append(usage.get("num_search_queries"))
+    return "searches or tools" if any(map(_count, counts)) else None
 
 
 def usd_to_nanos(value: Any) -> int | None:

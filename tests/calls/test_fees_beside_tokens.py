@@ -10,7 +10,7 @@ import json
 
 import pytest
 
-from tests.calls.clients import SSE, Asked, Reply, Wire, recorded, typed
+from tests.calls.clients import ASKED, SSE, Asked, Reply, Wire, completion, recorded, typed
 from tests.calls.mocks import answer, sync_client
 
 USAGE = {"input_tokens": 12, "output_tokens": 3, "total_tokens": 15}
@@ -47,6 +47,30 @@ def test_a_container_that_is_offered(stream):
     reply = Reply(done, headers=SSE) if stream else Reply(json.dumps(answer).encode())
     event = event_of({**asked, "stream": True} if stream else asked, reply)
     assert (event.cost_nanos, event.input_tokens) == (None, 12)
+
+
+RESEARCH = {"prompt_tokens": 33, "completion_tokens": 7163, "total_tokens": 7196, "citation_tokens": 8123}
+SEARCHED = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+
+
+@pytest.mark.parametrize(
+    ("host", "model", "usage", "nanos"),
+    [
+        ("api.perplexity.ai", "sonar-deep-research", {**RESEARCH, "num_search_queries": 18}, None),
+        ("api.perplexity.ai", "sonar-deep-research", {**RESEARCH, "num_search_queries": 0}, 57_370_000),
+        ("api.x.ai/v1", "grok-4", {**SEARCHED, "num_sources_used": 8}, None),
+        ("api.x.ai/v1", "grok-4", {**SEARCHED, "num_server_side_tools_used": 1}, None),
+        ("api.x.ai/v1", "grok-4", {**SEARCHED, "server_side_tool_usage_details": {"x_search_calls": 2}}, None),
+        ("api.x.ai/v1", "grok-4", {**SEARCHED, "server_side_tool_usage_details": {"x_search_calls": 0}}, 450_000),
+        ("api.x.ai/v1", "grok-4", {**SEARCHED, "num_sources_used": 8, "cost_in_usd_ticks": 70_000_000}, 7_000_000),
+    ],
+)
+def test_what_the_usage_counts_beside_its_tokens(host, model, usage, nanos):
+    """Searches and tools leave the cost unknown, unless the provider says it."""
+    wire = Wire(Reply(json.dumps(completion(model=model, usage=usage)).encode()))
+    with recorded() as events:
+        wire.client(base_url=f"https://{host}").chat.completions.create(**{**ASKED, "model": model})
+    assert (events[0].cost_nanos, events[0].input_tokens) == (nanos, usage["prompt_tokens"])
 
 
 def test_a_search_in_a_stream_that_breaks_off():
