@@ -166,8 +166,10 @@ class OpenAICall(Call, eq=False):
         self.client = self.request = self.options = self.inner = None
         self.body = _NO_BODY
 
-    def completed(self, answer: Answer) -> None:
-        """The answer of a background create was retrieved."""
+    def completed(self, answer: Answer, content: bytes | None) -> None:
+        """The answer of a background create was retrieved, as a whole or (None) as a stream."""
+        self._content = content
+        self.size_bytes += len(content or b"")
         self._finish(answer, self._told(answer))
 
     def give_up(self) -> None:

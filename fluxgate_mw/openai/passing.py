@@ -8,6 +8,7 @@ from fluxgate_mw.openai import unfinished
 from fluxgate_mw.openai.answer import Answer
 from fluxgate_mw.openai.calls import PENDING, OpenAICall, read_answer
 from fluxgate_mw.openai.follow import follow
+from fluxgate_mw.openai.tracking import register
 from fluxgate_mw.openai.watch import Watch
 
 __all__ = ["Passing", "Retrieval"]
@@ -48,7 +49,10 @@ class Retrieval(Passing):
         """Take the answer where it is there, else follow it. Always True."""
         response = self.response
         if hasattr(response, "_content"):
-            self.ended(read_answer(response.content), None, True)
+            content = response.content
+            call = _completed(read_answer(content), content)
+            if call is not None:
+                register(result, call)
         elif response is not None:
             sse = "event-stream" in response.headers.get("content-type", "")
             follow(response, Watch(self.ended, _nothing, sse=sse, hide_usage=False))
@@ -56,10 +60,18 @@ class Retrieval(Passing):
 
     def ended(self, answer: Answer, error: BaseException | None, exhausted: bool) -> None:  # noqa: ARG002, FBT001
         """Complete the call that the answer belongs to, if it is complete."""
-        if answer.ended and answer.state is not None and answer.state not in PENDING:
-            call = unfinished.release(answer.response_id)
-            if isinstance(call, OpenAICall):
-                call.completed(answer)
+        _completed(answer)
+
+
+def _completed(answer: Answer, content: bytes | None = None) -> OpenAICall | None:
+    """Complete the call that a complete answer belongs to, and return it; None where there is none that is open."""
+    if not answer.ended or answer.state is None or answer.state in PENDING:
+        return None
+    call = unfinished.release(answer.response_id)
+    if not isinstance(call, OpenAICall):
+        return None
+    call.completed(answer, content)
+    return call
 
 
 def _nothing() -> None:

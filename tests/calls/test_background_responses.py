@@ -25,6 +25,7 @@ from fluxgate_mw.buffer.pack import unpack
 from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.event import decode_event
 from fluxgate_mw.openai import unfinished
+from fluxgate_mw.testing import capture_events
 from tests.calls.mocks import RESPONSE, answer, async_client, event, streamed, sync_client
 
 _HERE = Path(__file__).parents[2]
@@ -53,12 +54,23 @@ def test_the_get_that_completes_it_gives_the_usage_once(events):
         created = client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
     assert events == []
     assert tracking(created) is None
-    for _ in range(3):
-        client.responses.retrieve(created.id)
+    retrieved = [client.responses.retrieve(created.id) for _ in range(3)]
     assert [(e.input_tokens, e.output_tokens, e.status) for e in events] == [(12, 3, "SUCCESS")]
     assert (events[0].feature, events[0].user.id, events[0].api_path) == ("reports", "u-1", "/responses")
     assert events[0].cost_nanos is not None
     assert tracking(created).tracking_id == events[0].event_id
+    assert [tracking(one) for one in retrieved] == [None, tracking(created), None]
+
+
+def test_what_it_answers_is_kept_where_that_is_asked_for():
+    """The content of a background response is that of the GET that completes it."""
+    FluxGate(capture_content=True)
+    with capture_events() as events:
+        client = sync_client(_service(["completed"]))
+        client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
+        client.responses.retrieve("resp_1")
+    assert "Hi" in events[0].input_content
+    assert "Hello there." in events[0].output_content
 
 
 @pytest.mark.anyio
