@@ -12,7 +12,7 @@ import functools
 import inspect
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from openai import AsyncStream, BaseModel, Stream
@@ -26,13 +26,14 @@ from fluxgate_mw.openai import derived, unfinished
 from fluxgate_mw.openai.calls import OpenAICall
 from fluxgate_mw.openai.passing import Passing
 from fluxgate_mw.openai.request import Origin, begin
-from fluxgate_mw.openai.tracking import FLUXGATE, call_of, register
+from fluxgate_mw.openai.told import OURS, is_told, note_response
+from fluxgate_mw.openai.tracking import FLUXGATE, register
 from fluxgate_mw.openai.uncovered import absent_client, clients, replacements, yields
 from fluxgate_mw.recorder import Recorder, guarded, in_hand
 from fluxgate_mw.types import HasRecorder
 from fluxgate_mw.wrapping import bound
 
-__all__ = ["VIEW", "arequested", "instrument_openai", "note_response", "requested", "uninstrument_openai"]
+__all__ = ["VIEW", "arequested", "instrument_openai", "requested", "uninstrument_openai"]
 
 VIEW: Final = "__fluxgate_view__"
 """The attribute of client classes that track by themselves: the explicit tracker's views."""
@@ -43,7 +44,6 @@ _MARK: Final = "__fluxgate_patch__"
 _Rest = tuple[tuple[Any, ...], dict[str, Any]]
 _Replaced = tuple[type, str, Any, Any]
 """The class, the attribute's name, what was found there (None for nothing) and what is ours."""
-_OURS: Final = (OpenAICall, Passing)
 _LIBRARY: Final = (SyncAPIClient, AsyncAPIClient)
 _ANSWERS: Final = (BaseModel, Stream, AsyncStream, LegacyAPIResponse, BaseAPIResponse)
 
@@ -91,7 +91,7 @@ async def arequested(
 
 def _answered(call: OpenAICall | Passing, result: object) -> None:
     if call.response is None:
-        if guarded("openai", _is_told, call, result):
+        if guarded("openai", is_told, call, result):
             return
         guarded("openai", _patch.mend, call.client)
     if guarded("openai", call.answered, result) is None and isinstance(call, OpenAICall):
@@ -99,30 +99,10 @@ def _answered(call: OpenAICall | Passing, result: object) -> None:
 
 
 def _failed(call: OpenAICall | Passing, error: BaseException) -> None:
-    if not guarded("openai", _is_told, call, error):
+    if not guarded("openai", is_told, call, error):
         guarded("openai", call.failed, error)
         if isinstance(call, OpenAICall):
             register(error, call)
-
-
-def _is_told(call: OpenAICall | Passing, result: object) -> bool:
-    """Say whether the call has ended where it was sent, or its client sent nothing and another call stands for it.
-
-    That is another client's, or one that was sent from another thread, or whose answer was kept and is given again.
-    """
-    if not isinstance(call, OpenAICall):
-        return False
-    known = call_of(result)
-    teller = known or call
-    if call.client is not None:
-        sends = not call.outside and (call.request is not None or call.response is not None)
-        if sends or (call.inner or known) is None:
-            return False
-        teller = call.inner or teller
-        call.leave()
-    if known is None:
-        register(result, teller)
-    return True
 
 
 class _Patch:
@@ -311,7 +291,7 @@ class _Patch:
                 self.settle(client, "_process_response", process_response, original)
                 return bound(original, client)(*args, **kwargs)
             call = in_hand.get()
-            if not isinstance(call, _OURS) and (call is not None or _is_bypassed(client)):
+            if not isinstance(call, OURS) and (call is not None or _is_bypassed(client)):
                 return self._passed_by(bound(original, client), client, args, kwargs, origin)
             note_response(call, kwargs)
             return bound(original, client)(*args, **kwargs)
@@ -362,12 +342,6 @@ def _answered_with(call: OpenAICall | Passing, result: Any) -> Any:
 
 async def _aanswered(call: OpenAICall | Passing, result: Awaitable[Any]) -> Any:
     return _answered_with(call, await result)
-
-
-def note_response(call: object, arguments: Mapping[str, Any]) -> None:
-    """Tell the call in hand of the response that the client's `_process_response` was given. Never raises."""
-    if isinstance(call, _OURS) and "response" in arguments:
-        call.response, call.retries = arguments["response"], arguments.get("retries_taken", 0)
 
 
 def _owners_of_request(client: type) -> Iterator[type]:

@@ -15,8 +15,9 @@ from openai._resource import AsyncAPIResource, SyncAPIResource
 from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import Ambient, get
 from fluxgate_mw.frames import set_fields
-from fluxgate_mw.openai.patch import VIEW, arequested, note_response, requested
+from fluxgate_mw.openai.patch import VIEW, arequested, requested
 from fluxgate_mw.openai.request import Origin
+from fluxgate_mw.openai.told import note_response
 from fluxgate_mw.recorder import Recorder, in_hand
 from fluxgate_mw.types import HasRecorder
 
