@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Self, cast, overload
 
 import msgspec
 from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
@@ -30,9 +30,9 @@ __all__ = [
 ]
 
 
-_RESOURCES = (SyncAPIResource, AsyncAPIResource)
-_WITHOUT_WRAPPERS = "a wrapper on the instance of a client, or of its resource, sees no call of a tracker"
-_RAW_VIEWS = ("WithRawResponse", "WithStreamedResponse", "WithStreamingResponse")
+_RESOURCES: Final = (SyncAPIResource, AsyncAPIResource)
+_WITHOUT_WRAPPERS: Final = "a wrapper on the instance of a client, or of its resource, sees no call of a tracker"
+_RAW_VIEWS: Final = ("WithRawResponse", "WithStreamedResponse", "WithStreamingResponse")
 
 
 class _View:
