@@ -58,7 +58,7 @@ class OpenAICall(Call, eq=False):
         body: What is sent.
         options: What to send it with; the caller's own unless we ask for usage on his behalf.
         hide_usage: We do.
-        request: The last HTTP request that was sent for it, until it has ended.
+        request: The last HTTP request that was sent for it, until it has ended or waits for its answer.
         response: The last HTTP response, until it is read or followed.
         retries: How often the client sent it again.
         base_url: The client's, or the whole address that it was given.
@@ -265,7 +265,7 @@ class OpenAICall(Call, eq=False):
             return False
         if answer.state not in PENDING:
             return False
-        self.ambient = self.ambient.attributed()
+        self.ambient, self.request = self.ambient.attributed(), None
         unfinished.hold(answer.response_id, self)
         return True
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from fluxgate_mw.recorder import guarded
 
-__all__ = ["Prompt", "estimate_tokens", "placed_texts", "prompt_of", "text_bytes", "tokens_in"]
+__all__ = ["Prompt", "estimate_tokens", "placed_texts", "prompt_of", "text_bytes", "texts_in", "tokens_in"]
 
 UTF8_BYTES_PER_TOKEN: Final = 4
 _NO_TEXT: Final = frozenset(
@@ -75,30 +75,33 @@ class Prompt(msgspec.Struct, frozen=True):
 
 def prompt_of(body: Mapping[str, Any]) -> Prompt:
     """Return what a call with this body asks. The tokens of images beside its texts are not in it."""
-    texts = [text for name in _ASKED for text in _asked_texts(body.get(name))]
+    texts = [text for name in _ASKED for text in texts_in(body.get(name), _is_asked)]
     ids = _ids_in(body.get("prompt"))
     whole = (ids > 0 or any(texts)) and not _is_stored(body)
-    texts += [text for name in _ASKED_BESIDE for text in _asked_texts(body.get(name))]
+    texts += [text for name in _ASKED_BESIDE for text in texts_in(body.get(name), _is_asked)]
     return Prompt(texts, ids, whole)
 
 
-def _asked_texts(value: Any) -> Iterator[str]:
-    """Yield the texts of a prompt, but those that spell the data of what is no text."""
+def texts_in(value: Any, is_one: Callable[[dict[Any, Any], Any], bool]) -> Iterator[str]:
+    """Yield the texts in plain data, one by one, without what `is_one(holder, key)` says is none."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        if value.get("type") not in _DATA:
-            for key, part in value.items():
-                if key not in _NO_TEXT and not _is_data(key, part):
-                    yield from _asked_texts(part)
+        for key, part in value.items():
+            if is_one(value, key):
+                yield from texts_in(part, is_one)
     elif isinstance(value, list | tuple):
         for part in value:
             if type(part) is not int:  # prompts may be lists of very many tokens
-                yield from _asked_texts(part)
+                yield from texts_in(part, is_one)
 
 
-def _is_data(key: str, part: Any) -> bool:
-    return key not in _GIVEN_AS_TEXT and isinstance(part, str) and part.startswith(_DATA_URL)
+def _is_asked(holder: dict[Any, Any], key: Any) -> bool:
+    """Say whether what is held there is a part of a prompt's texts, and not the data of what is no text."""
+    if key in _NO_TEXT or holder.get("type") in _DATA:
+        return False
+    part = holder[key]
+    return key in _GIVEN_AS_TEXT or not (isinstance(part, str) and part.startswith(_DATA_URL))
 
 
 def _ids_in(prompt: Any) -> int:

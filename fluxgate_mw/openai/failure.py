@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from fluxgate_mw.openai.estimate import texts_in
 from fluxgate_mw.recorder import guarded, safe_message
 from fluxgate_mw.semconv import Status
 
@@ -157,28 +158,19 @@ def _secrets(sent: object) -> list[str]:
 def _own_words(asked: Mapping[str, Any]) -> Iterator[str]:
     """Yield the texts of a request that are not words of the API: what is said, addresses and names of files too."""
     for name in _PROMPTS:
-        yield from _texts(asked.get(name))
+        yield from texts_in(asked.get(name), _is_own)
     for name in _TOLD_BY:
         yield from _descriptions(asked.get(name))
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            if key not in _WORDS_OF_THE_API:
-                yield from _texts(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            if type(part) is not int:  # prompts may be lists of very many tokens
-                yield from _texts(part)
+def _is_own(_holder: dict[Any, Any], key: Any) -> bool:
+    return key not in _WORDS_OF_THE_API
 
 
 def _descriptions(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for key, part in value.items():
-            yield from _texts(part) if key == "description" else _descriptions(part)
+            yield from texts_in(part, _is_own) if key == "description" else _descriptions(part)
     elif isinstance(value, list | tuple):
         for part in value:
             yield from _descriptions(part)

@@ -12,6 +12,7 @@ import os
 import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from fluxgate_mw.openai.watch import Watch
@@ -272,5 +273,8 @@ def _raised_over(response: Any) -> BaseException | None:
 
 def _reads(names: Mapping[str, Any], response: Any) -> bool:
     """Say whether a method of a stream, or of a helper over one, with these local variables reads this response."""
-    stream = getattr(names.get("self"), "_raw_stream", None)
-    return names.get("response") is response or getattr(stream, "response", None) is response
+    if names.get("response") is response:
+        return True
+    with suppress(Exception):  # an attribute of somebody's object
+        return names["self"]._raw_stream.response is response  # noqa: SLF001
+    return False

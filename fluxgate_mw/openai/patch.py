@@ -13,6 +13,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from typing import Any, Final
 
 from openai import AsyncStream, BaseModel, Stream
@@ -127,7 +128,10 @@ class _Patch:
         with self._lock:
             if not self._asked:
                 self._restore()
-                self._install_whole()
+                with ExitStack() as midway:
+                    midway.callback(self._restore)
+                    self._install()
+                    midway.pop_all()
             self._asked[token] = recorder
             self._choose_origin()
         return functools.partial(self._withdraw, token)
@@ -151,13 +155,6 @@ class _Patch:
     def _choose_origin(self) -> None:
         recorders = [recorder for recorder in self._asked.values() if recorder is not None]
         self._origin = Origin(fallback=recorders[-1] if recorders else None, last=True) if self._asked else None
-
-    def _install_whole(self) -> None:
-        try:
-            self._install()
-        except BaseException:
-            self._restore()
-            raise
 
     def _install(self) -> None:
         for client in _LIBRARY:

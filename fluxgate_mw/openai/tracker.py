@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, cast, overload
@@ -32,6 +31,8 @@ __all__ = [
 
 _RESOURCES: Final = (SyncAPIResource, AsyncAPIResource)
 _WITHOUT_WRAPPERS: Final = "a wrapper on the instance of a client, or of its resource, sees no call of a tracker"
+_SENDING: Final = ("request", "get", "post", "put", "patch", "delete", "get_api_list")
+"""What resources send by. Source: `SyncAPIResource.__init__` of openai 1.66 to 3.57, and what those call."""
 _RAW_VIEWS: Final = ("WithRawResponse", "WithStreamedResponse", "WithStreamingResponse")
 
 
@@ -233,7 +234,7 @@ def _view_of(client: Any, recorder: Recorder | None, fields: Mapping[str, Any]) 
         _fluxgate_recorder=recorder,
         _fluxgate_fields=fields,
         _fluxgate_client=root,
-        _fluxgate_shared=frozenset(state).difference(_resources(state), vars(_View)),
+        _fluxgate_shared=frozenset(state).difference(_resources(state), vars(_View), _SENDING),
     )
     return view
 
@@ -273,9 +274,9 @@ def _rebind_resources(view: Any, state: Mapping[str, Any]) -> None:
 
 
 def _leave_wrappers(view: Any, state: Mapping[str, Any]) -> None:
-    """Let no method that somebody has put on the client itself take the view's calls past the view."""
-    for name, value in state.items():
-        if callable(value) and inspect.isfunction(getattr(type(view), name, None)):
+    """Let no sending method that somebody has put on the client itself take the view's calls past the view."""
+    for name in _SENDING:
+        if name in state:
             diagnostics.note("tracker_without_wrappers", _WITHOUT_WRAPPERS)
             del view.__dict__[name]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,22 @@ def test_the_get_that_completes_it_gives_the_usage_once(events):
     assert events[0].cost_nanos is not None
     assert tracking(created).tracking_id == events[0].event_id
     assert [tracking(one) for one in retrieved] == [None, tracking(created), None]
+
+
+def test_what_was_sent_is_not_kept_while_it_is_waited_for(events):
+    """It may be as large as a prompt is, and the answer hours away."""
+    sent = []
+
+    def handle(request):
+        sent.append(weakref.ref(request))
+        return answer(QUEUED)
+
+    sync_client(handle).responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
+    gc.collect()
+    assert unfinished.any_open()
+    assert [request() for request in sent] == [None]
+    uninstrument_openai()
+    assert len(events) == 1
 
 
 def test_what_it_answers_is_kept_where_that_is_asked_for():

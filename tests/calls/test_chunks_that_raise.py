@@ -131,6 +131,25 @@ def test_an_error_of_the_reader_is_not_the_helper_s():
     assert [(event.status, event.error_type) for event in events] == [("CANCELLED", None)]
 
 
+class Odd:
+    """Reads a stream by a method that is called as the client's is, and raises over what it is asked for."""
+
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+    def __stream__(self, stream):
+        with stream:
+            raise ZeroDivisionError
+
+
+def test_an_error_in_somebody_s_method_of_that_name():
+    """It passes, and the stream was given up."""
+    client = Wire(Reply([sse(chunk("Hi"), done=False), REST], headers=SSE)).client()
+    with recorded() as events, pytest.raises(ZeroDivisionError):
+        Odd().__stream__(client.chat.completions.create(**ASKED, stream=True))
+    assert [(event.status, event.error_type) for event in events] == [("CANCELLED", None)]
+
+
 class _Word(BaseModel):
     word: str
 

@@ -246,9 +246,20 @@ def test_a_tracker_of_a_client_with_a_wrapper_of_its_own():
     own = client.request
     client.request = functools.partial(own)
     with capture_events() as events:
-        create_openai_cost_tracker(client, FluxGate(instrument=False)).chat.completions.create(**ASKED)
-    assert len(events) == 1
+        tracker = create_openai_cost_tracker(client, FluxGate(instrument=False))
+        for _ in range(3):
+            tracker.chat.completions.create(**ASKED)
+            tracker.completions.create(model="gpt-3.5-turbo-instruct", prompt="x")
+    assert len(events) == 6
     assert diagnostics.counts()["tracker_without_wrappers"] == 1
+
+
+def test_a_tracker_keeps_what_else_was_put_on_its_client():
+    """Only what sends is left: a hook that prepares requests belongs to the view's calls, too."""
+    client, prepared = replied().client(), []
+    client._prepare_request = prepared.append
+    create_openai_cost_tracker(client).chat.completions.create(**ASKED)
+    assert len(prepared) == 1
 
 
 class Helped(openai.OpenAI):
