@@ -97,7 +97,7 @@ def _connect(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _send(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the HTTP client's method, looking at what is sent outside of any call."""
+    """Return the HTTP client's method, telling the call in hand what is sent; else that is looked at."""
     if iscoroutinefunction(original):
         return _asend(original)
 
