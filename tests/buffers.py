@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,11 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None
         if time.monotonic() > deadline:
             raise AssertionError("the condition did not come true in time")
         time.sleep(0.005)
+
+
+def emitter_threads() -> set[threading.Thread]:
+    """Return the threads in which emitters deliver now."""
+    return {thread for thread in threading.enumerate() if thread.name == "fluxgate-emitter"}
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:

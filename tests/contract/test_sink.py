@@ -14,7 +14,7 @@ from fluxgate_mw.buffer.emitter import Emitter
 from fluxgate_mw.buffer.redis_stream import RedisStream
 from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.event import UsageEvent
-from tests.buffers import assert_conserved, drained_numbers, numbered, spooled_numbers, wait_until
+from tests.buffers import assert_conserved, drained_numbers, emitter_threads, numbered, spooled_numbers, wait_until
 
 
 class Way:
@@ -170,6 +170,7 @@ def test_emit_does_not_wait_for_anybody(way):
 
 def test_the_thread_ends_with_stop(way):
     """No thread of ours is left after `stop`."""
+    others = emitter_threads()
     way.emitter.emit(numbered(0))
     assert way.emitter.stop()
-    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "fluxgate-emitter"])
+    wait_until(lambda: emitter_threads() <= others)

@@ -20,7 +20,7 @@ from fluxgate_mw.buffer.memory import MemoryBuffer, MemoryStream
 from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.errors import BackendUnavailable, BufferFull
 from fluxgate_mw.event import encode_event
-from tests.buffers import assert_conserved, numbered, numbers_in, spooled_numbers, until, wait_until
+from tests.buffers import assert_conserved, emitter_threads, numbered, numbers_in, spooled_numbers, until, wait_until
 
 
 class Flaky(MemoryBuffer):
@@ -479,6 +479,7 @@ def test_a_forgotten_emitter_delivers_ends_and_is_collected(folder):
 
     langfuse/langfuse#2974.
     """
+    others = emitter_threads()
     emitter = Emitter(spool=lambda: Spool(folder))
     for number in range(10):
         emitter.emit(numbered(number))
@@ -486,7 +487,7 @@ def test_a_forgotten_emitter_delivers_ends_and_is_collected(folder):
     del emitter
     gc.collect()
     assert gone() is None
-    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "fluxgate-emitter"])
+    wait_until(lambda: emitter_threads() <= others)
     assert spooled_numbers(folder) == list(range(10))
 
 
