@@ -27,6 +27,7 @@ __all__ = [
     "decode_event",
     "encode_event",
     "new_event_id",
+    "spelled_out",
     "usd",
 ]
 
@@ -206,6 +207,19 @@ def usd(nanos: int | None) -> Decimal | None:
     Decimal('0.001500000')
     """
     return None if nanos is None else Decimal(nanos).scaleb(-9)
+
+
+def spelled_out(text: str) -> str:
+    r"""Return a text with its pairs of surrogates as characters and half ones replaced, for UTF-8 has neither.
+
+    >>> spelled_out("\ud83d\ude00"), spelled_out("cut \ud83d")
+    ('😀', 'cut �')
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=repr)

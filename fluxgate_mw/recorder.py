@@ -23,7 +23,7 @@ from fluxgate_mw import diagnostics, pricing
 from fluxgate_mw.ambient import Ambient
 from fluxgate_mw.diagnostics import safe_message
 from fluxgate_mw.errors import ConfigurationError, FluxGateError
-from fluxgate_mw.event import TokenUsage, UsageEvent
+from fluxgate_mw.event import TokenUsage, UsageEvent, spelled_out
 from fluxgate_mw.semconv import Status, UsageSource
 from fluxgate_mw.settings import Settings
 from fluxgate_mw.types import Pending, Sink
@@ -170,22 +170,15 @@ class Recorder:
 
 def _redacted(content: Any, redact: Callable[[str], str] | None) -> Any:
     if isinstance(content, str):
-        text = _spelled_out(content)
-        return text if redact is None else _spelled_out(redact(text))
+        text = spelled_out(content)
+        return text if redact is None else _given_back(redact(text))
     if isinstance(content, dict):
         return {key: _redacted(value, redact) for key, value in content.items()}
     return [_redacted(value, redact) for value in content] if isinstance(content, list | tuple) else content
 
 
-def _spelled_out(text: Any) -> Any:
-    """Return a text with its pairs of surrogates as characters and half ones replaced, for UTF-8 has neither."""
-    if not isinstance(text, str):
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+def _given_back(text: Any) -> Any:
+    return spelled_out(text) if isinstance(text, str) else text
 
 
 in_hand: ContextVar[object] = ContextVar("fluxgate_in_hand", default=None)

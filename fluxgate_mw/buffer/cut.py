@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fluxgate_mw.event import UsageEvent, User, encode_event, new_event_id
+from fluxgate_mw.event import UsageEvent, User, encode_event, new_event_id, spelled_out
 
 __all__ = ["TRUNCATED", "cut_down", "encode_within"]
 
@@ -22,15 +22,38 @@ _INT_RANGE: Final = 2**63
 def encode_within(event: UsageEvent, max_bytes: int) -> bytes:
     """Return the event's wire form; cut down and marked where it has none or is longer than `max_bytes`.
 
+    Half pairs of surrogates, as a text has that was cut in the middle of a character, are replaced.
+
     Guarantees: never raises an `Exception`, whatever the values of the event do when they are looked at.
 
     Concurrency: any thread.
     """
     try:
-        encoded = encode_event(_with_text_keys(event) if event.metadata else event)
+        encoded = _encoded(event)
     except Exception:  # noqa: BLE001  (a metadata value's own __repr__ can raise anything)
         return encode_event(cut_down(event))
     return encoded if len(encoded) <= max_bytes else encode_event(cut_down(event))
+
+
+def _encoded(event: UsageEvent) -> bytes:
+    event = _with_text_keys(event) if event.metadata else event
+    try:
+        return encode_event(event)
+    except UnicodeEncodeError:
+        return encode_event(_spelled_out(event))
+
+
+def _spelled_out(value: Any) -> Any:
+    """Return a value with each text inside of it as UTF-8 can have it."""
+    if isinstance(value, str):
+        return spelled_out(value)
+    if isinstance(value, dict):
+        return {_spelled_out(key): _spelled_out(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_spelled_out, value)]
+    if isinstance(value, UsageEvent | User):
+        return type(value)(**{name: _spelled_out(inner) for name, inner in msgspec.structs.asdict(value).items()})
+    return value
 
 
 def _with_text_keys(event: UsageEvent) -> UsageEvent:

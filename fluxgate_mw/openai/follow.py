@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
+from types import FrameType
 from typing import Any, Final
 
 from fluxgate_mw.openai.watch import Watch
@@ -105,6 +106,7 @@ def _sync_methods(base: Any) -> dict[str, Any]:
 
     def close(self: Any) -> None:
         error = _raised_over(self)
+        _closing(self)
         base.close(self)
         _closed(self, base, error)
 
@@ -126,6 +128,7 @@ def _async_methods(base: Any) -> dict[str, Any]:
 
     async def aclose(self: Any) -> None:
         error = _raised_over(self)
+        _closing(self)
         await base.aclose(self)
         _closed(self, base, error)
 
@@ -176,7 +179,7 @@ def _followed(response: Any, base: type, watch: Watch, chunks: Iterator[bytes]) 
         watch.finish(exhausted=True)
     except BaseException as error:
         torn = watch.flush(broken=True) if _broke(error, chunks, "gi_frame") else b""
-        watch.finish(None if isinstance(error, GeneratorExit) else error)
+        watch.finish(None if isinstance(error, GeneratorExit) or watch.closed_elsewhere else error)
         if torn:
             yield torn
         raise
@@ -198,7 +201,7 @@ async def _afollowed(response: Any, base: type, watch: Watch, chunks: AsyncItera
         watch.finish(exhausted=True)
     except BaseException as error:
         torn = watch.flush(broken=True) if _broke(error, chunks, "ag_frame") else b""
-        watch.finish(None if isinstance(error, GeneratorExit) else error)
+        watch.finish(None if isinstance(error, GeneratorExit) or watch.closed_elsewhere else error)
         if torn:
             yield torn
         raise
@@ -239,6 +242,24 @@ async def _acut(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]
 def _parts(held: bytes, size: int) -> tuple[Iterator[bytes], bytes]:
     whole = len(held) - len(held) % size
     return (held[start : start + size] for start in range(0, whole, size)), held[whole:]
+
+
+def _closing(response: Any) -> None:
+    """Take note where somebody closes the response while another waits for its next chunk, who is raised an error.
+
+    What is closed over an error is closed by who waits: a task that is cancelled does so.
+    """
+    watch = _of(response)
+    if watch is None or not watch.inside or sys.exception() is not None:
+        return
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001
+    while frame is not None and frame.f_code not in _READERS:
+        frame = frame.f_back
+    watch.closed_elsewhere = watch.closed_elsewhere or frame is None
+
+
+_READERS: Final = frozenset({_followed.__code__, _afollowed.__code__})
+"""The library closes a response itself where its body ends, which is below one of these."""
 
 
 def _closed(response: Any, base: type, error: BaseException | None) -> None:

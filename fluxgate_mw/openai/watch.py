@@ -56,6 +56,7 @@ class Watch:
         answer: What has been read so far.
         seen: A chunk has come.
         done: Nothing more of it is read.
+        closed_elsewhere: It was closed while a chunk was being waited for, and not by who waits.
 
     Concurrency: one reader at a time, as for the response itself.
     """
@@ -73,6 +74,7 @@ class Watch:
         "_readers",
         "_sse",
         "answer",
+        "closed_elsewhere",
         "done",
         "glance",
         "seen",
@@ -101,7 +103,7 @@ class Watch:
         self._last: Glance = _unknown
         self.glance: Glance = _unknown
         self.answer = Answer(keep_texts=keep_texts)
-        self.done = False
+        self.done = self.closed_elsewhere = False
         self.seen = False
 
     def feed(self, chunk: bytes) -> bytes:

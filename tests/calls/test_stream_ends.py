@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import threading
 import time
 from contextlib import aclosing
 
+import openai
 import pytest
 
 from fluxgate_mw import tracking
 from fluxgate_mw.openai.estimate import estimate_tokens
-from tests.calls.clients import ASKED, SSE, Asked, Reply, Wire, chunk, completion, finish, httpx, recorded, sse
+from tests.calls.clients import ASKED, SSE, Asked, Body, Reply, Wire, chunk, completion, finish, httpx, recorded, sse
 from tests.calls.streaming import AS_ASKED, ENDLESS, STREAM, TEXTS, USAGE, WITHOUT, counts
 
 
@@ -431,3 +433,79 @@ def test_sound_that_is_left_early():
     with recorded() as events, _spoken(Wire(Reply([b"so", b"und"], **SOUND))) as sound:
         next(sound.iter_bytes())
     assert [event.status for event in events] == ["CANCELLED"]
+
+
+class Stalled(Body):
+    """A body that says no more after its first parts, until its connection is closed under its reader."""
+
+    def __init__(self) -> None:
+        super().__init__(ENDLESS[:1], httpx.ReadError("Bad file descriptor"))
+        self.waited_for, self.shut = threading.Event(), threading.Event()
+
+    def __iter__(self):
+        """Give the parts, wait, and raise."""
+        yield from self.parts
+        self.waited_for.set()
+        self.shut.wait(10)
+        raise self.error
+
+    async def __aiter__(self):
+        """Do the same for an asynchronous reader."""
+        for part in self.parts:
+            yield part
+        self.waited_for.set()
+        while not self.shut.is_set():  # noqa: ASYNC110  (both kinds wait for the same)
+            await asyncio.sleep(0)
+        raise self.error
+
+    def close(self) -> None:
+        """Close it."""
+        self.shut.set()
+
+    async def aclose(self) -> None:
+        """Close it."""
+        self.shut.set()
+
+    def client(self, kind, http_kind):
+        """Return a client that is given this body."""
+        transport = httpx.MockTransport(lambda _: httpx.Response(200, headers=SSE, stream=self))
+        return kind(api_key="sk-unused", max_retries=0, http_client=http_kind(transport=transport))
+
+
+@pytest.mark.parametrize("close", [lambda stream: stream.close(), lambda stream: stream.response.close()])
+def test_a_stream_that_is_stopped_from_another_thread(close):
+    """The reader gets the client's error as without us; whoever closed it wanted no more of it: no error."""
+    body = Stalled()
+
+    def stop(stream):
+        body.waited_for.wait(10)
+        close(stream)
+
+    with recorded() as events:
+        stream = body.client(openai.OpenAI, httpx.Client).chat.completions.create(**ASKED, stream=True)
+        stopping = threading.Thread(target=stop, args=(stream,))
+        stopping.start()
+        with pytest.raises((httpx.ReadError, openai.APIConnectionError)):
+            list(stream)
+        stopping.join()
+        given_up(events)
+
+
+@pytest.mark.anyio
+async def test_an_asynchronous_stream_that_is_stopped_from_another_task():
+    """The same in an event loop."""
+    body = Stalled()
+    with recorded() as events:
+        client = body.client(openai.AsyncOpenAI, httpx.AsyncClient)
+        stream = await client.chat.completions.create(**ASKED, stream=True)
+
+        async def read():
+            return [each async for each in stream]
+
+        reading = asyncio.create_task(read())
+        while not body.waited_for.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await stream.close()
+        with pytest.raises((httpx.ReadError, openai.APIConnectionError)):
+            await reading
+        given_up(events)

@@ -71,6 +71,22 @@ def test_whatever_is_in_it_it_can_be_written_and_read(name, message, tokens, rea
     assert read.metadata == {TRUNCATED: True}
 
 
+def test_a_text_that_was_cut_in_the_middle_of_a_character_costs_no_more_than_that_character():
+    """JavaScript cuts an emoji in two halves, of which UTF-8 has neither; the rest of the event is as it was."""
+    event = UsageEvent(
+        feature="summarizer \ud83d",
+        user=User(id="u1", name="Ann \ud83d"),
+        finish_reasons=("stop",),
+        input_tokens=7,
+        metadata={"title": "a \ud83d", "tags": ["b\ude00", {"c\ud83d\ude00": 1}], "pair": ("\ud83d", 2)},
+    )
+    read = decode_event(encode_within(event, 10_000))
+    assert read.metadata == {"title": "a \ufffd", "tags": ["b\ufffd", {"c\U0001f600": 1}], "pair": ["\ufffd", 2]}
+    assert (read.event_id, read.occurred_at) == (event.event_id, event.occurred_at)
+    assert (read.feature, read.user) == ("summarizer \ufffd", User(id="u1", name="Ann \ufffd"))
+    assert (read.finish_reasons, read.input_tokens) == (("stop",), 7)
+
+
 def test_a_user_without_a_usable_id_is_left_out():
     """A user whose id is no text cannot be billed: the event is kept without it."""
     assert cut_down(UsageEvent(user=User(id=object()))).user is None
