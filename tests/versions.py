@@ -278,7 +278,7 @@ def interpreter(environment: Environment, base: str) -> Path:
             "--no-compile",
             *requirements(environment),
         ]
-        for command in ([base, "-m", "venv", "--without-pip", "--clear", str(environment.folder)], pip):
+        for command in ([base, "-m", "venv", "--clear", str(environment.folder)], pip):
             subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         made_for.write_text(wanted)
     return python
