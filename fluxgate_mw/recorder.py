@@ -34,6 +34,7 @@ __all__ = [
     "at_process_end",
     "capturing",
     "choose",
+    "end_open_calls",
     "guarded",
     "in_hand",
     "safe_message",
@@ -185,6 +186,13 @@ in_hand: ContextVar[object] = ContextVar("fluxgate_in_hand", default=None)
 """The call that this context is inside of: what is sent to a provider meanwhile is accounted for."""
 at_process_end: list[Callable[[], None]] = []
 """What ends the calls that are still open when the process ends, before its last events are delivered."""
+
+
+def end_open_calls() -> None:
+    """End the calls that are still open, where the process is about to end. Never raises."""
+    for end in at_process_end:
+        guarded("exit", end)
+
 
 _captures: list[list[UsageEvent]] = []
 _default: dict[str, Any] = {"recorder": None, "factory": None}

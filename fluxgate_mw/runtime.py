@@ -23,7 +23,7 @@ from fluxgate_mw.buffer.spool import TRUSTED_S, Spool
 from fluxgate_mw.errors import BackendError
 from fluxgate_mw.event import UsageEvent, decode_event
 from fluxgate_mw.extras import load
-from fluxgate_mw.recorder import Recorder, guarded, set_default, set_default_factory
+from fluxgate_mw.recorder import Recorder, end_open_calls, guarded, set_default, set_default_factory
 from fluxgate_mw.settings import Settings, mask_url
 from fluxgate_mw.stores import open_store
 from fluxgate_mw.types import ASGIApp, Buffer, Pending, Store
@@ -169,8 +169,12 @@ class FluxGate:
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:  # noqa: ARG002  (the framework's signature)
-        """Start with the application and deliver what is queued at its end: `FastAPI(lifespan=fg.lifespan)`."""
-        async with self:
+        """Start with the application; at its end, end the calls that are still open and deliver what is queued.
+
+        `FastAPI(lifespan=fg.lifespan)`. A server may end by a signal after it, and run no exit hook.
+        """
+        async with self, AsyncExitStack() as stack:
+            stack.callback(end_open_calls)
             yield
 
     def lifespan_with(self, theirs: Lifespan) -> Lifespan:
@@ -178,7 +182,7 @@ class FluxGate:
 
         @asynccontextmanager
         async def both(app: Any) -> AsyncIterator[Any]:
-            async with self, theirs(app) as state:
+            async with self.lifespan(app), theirs(app) as state:
                 yield state
 
         return both

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from fluxgate_mw import diagnostics
-from fluxgate_mw.recorder import at_process_end, guarded
+from fluxgate_mw.recorder import end_open_calls
 
 __all__ = ["forks_unseen", "register", "start_thread"]
 
@@ -184,8 +184,7 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
-    for end in at_process_end:
-        guarded("exit", end)
+    end_open_calls()
     for delivery in list(_living):
         delivery.at_exit()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -13,12 +14,12 @@ from fluxgate_mw.event import decode_event
 from fluxgate_mw.openai.estimate import estimate_tokens
 
 PROGRAM = """
-import asyncio, contextvars, functools, sys, threading, types
+import asyncio, contextvars, functools, os, signal, sys, threading, types
 
 from fluxgate_mw import FluxGate
 from tests.calls.clients import ASKED, SSE, Reply, Wire, chunk, sse
 
-FluxGate(spool_dir=sys.argv[1])
+fg = FluxGate(spool_dir=sys.argv[1])
 parts = [sse(chunk("word "), done=False)] * 5
 
 
@@ -38,6 +39,11 @@ async def reads_for_ever():
     stream, _ = await abegan()
     began_to_read.set()
     async for _ in stream:
+        pass
+
+
+async def lives(lifespan):
+    async with lifespan:
         pass
 
 
@@ -70,6 +76,14 @@ match sys.argv[2]:
     case "uncaught error":
         for _ in began():
             raise SystemExit
+    case "signal after the lifespan":
+        held = began()
+        asyncio.run(lives(fg.lifespan(None)))
+        os.kill(os.getpid(), signal.SIGTERM)
+    case "signal after the user's own lifespan":
+        held = began()
+        asyncio.run(lives(fg.lifespan_with(fg.lifespan)(None)))
+        os.kill(os.getpid(), signal.SIGTERM)
 """
 READ_BYTES = {
     "global": 5,
@@ -81,17 +95,19 @@ READ_BYTES = {
     "pending task": 15,
     "uncaught error": 10,
 }
+READ_BEFORE_A_SIGNAL = {"signal after the lifespan": 5, "signal after the user's own lifespan": 5}
+"""Source: `Server.capture_signals` of uvicorn, which raises what it caught again once it has shut down."""
 
 
-@pytest.mark.parametrize("held", READ_BYTES)
+@pytest.mark.parametrize("held", READ_BYTES | READ_BEFORE_A_SIGNAL)
 def test_a_stream_that_is_open_at_the_end(tmp_path, held):
     """Whoever holds it, its event says that it was left and what that cost."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, tmp_path, held], capture_output=True, text=True, timeout=50, check=True
-    )
+    command = [sys.executable, "-c", PROGRAM, tmp_path, held]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    assert done.returncode == (-signal.SIGTERM if held in READ_BEFORE_A_SIGNAL else 0)
     assert "fluxgate-mw" not in done.stderr
     entries = Spool(tmp_path).read_nowait(10)
     [event] = [decode_event(data) for entry in entries for data in unpack(entry.payload)]
     assert (event.status, event.usage_source) == ("CANCELLED", "estimated")
-    assert event.output_tokens == estimate_tokens(READ_BYTES[held])
+    assert event.output_tokens == estimate_tokens((READ_BYTES | READ_BEFORE_A_SIGNAL)[held])
     assert event.cost_nanos is not None
