@@ -62,7 +62,8 @@ def asgi_endpoint(scope: Carrier) -> object:
     if (found := _quart(scope)) is not None:
         app, request = found
         return app.view_functions.get(request.endpoint)
-    return scope.get("endpoint") or getattr(scope.get("route_handler"), "fn", None)
+    handler = getattr(scope.get("route_handler"), "fn", None)
+    return scope.get("endpoint") or getattr(handler, "func", handler)  # Litestar wraps what it runs in a thread
 
 
 def asgi_template(scope: Carrier) -> str | None:

@@ -101,6 +101,15 @@ async def named_handler(key: int) -> Response[str]:
     return Response("x", background=BackgroundTask(aask))
 
 
+@get("/named-in-a-thread/{key:int}", sync_to_thread=True)
+@feature("named")
+def named_sync_handler(key: int) -> Stream:
+    def body() -> Iterator[str]:
+        yield ask()
+
+    return Stream(body(), background=BackgroundTask(aask))
+
+
 @get("/failing/{key:int}")
 async def failing_handler(key: int) -> str:
     raise KeyError("x")
@@ -136,6 +145,7 @@ HANDLERS = [
     events_handler,
     dependency_handler,
     named_handler,
+    named_sync_handler,
     failing_handler,
     socket_handler,
     Items,
@@ -174,6 +184,11 @@ def events_of(path: str, *, plugin: bool = True) -> list[UsageEvent]:
         pytest.param("/dependency/7", ["GET /dependency/{key}"], marks=survival("dependencies with yield")),
         pytest.param(
             "/named/7",
+            ["named", "named"],
+            marks=survival("decorated endpoint: its streamed body and background tasks"),
+        ),
+        pytest.param(
+            "/named-in-a-thread/7",
             ["named", "named"],
             marks=survival("decorated endpoint: its streamed body and background tasks"),
         ),
