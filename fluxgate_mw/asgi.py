@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from fluxgate_mw.ambient import Ambient, end_request, enter, get
 from fluxgate_mw.pins import pin
-from fluxgate_mw.recorder import guarded
+from fluxgate_mw.recorder import finished, guarded
 from fluxgate_mw.request import CARRIER_KEY, RequestContext
 from fluxgate_mw.resolvers import USER_SOURCES, ASGISources
 from fluxgate_mw.semconv import UserSource
 from fluxgate_mw.timing import with_cost
 from fluxgate_mw.trust import TrustedProxies
-from fluxgate_mw.types import ASGIApp, FeatureResolver, HasRecorder, Receive, Scope, Send, UserResolver
+from fluxgate_mw.types import ASGIApp, FeatureResolver, HasRecorder, Message, Receive, Scope, Send, UserResolver
 
 __all__ = ["FluxGateMiddleware"]
 
@@ -33,7 +33,8 @@ class FluxGateMiddleware:
         user_sources: Which of `resolvers.USER_SOURCES` count.
         trusted: What proxies in front may say; None = nothing.
 
-    Guarantees: changes neither request nor response (but for `cost_header`) and raises nothing of its own. Under
+    Guarantees: changes neither request nor response (but for `cost_header`) and raises nothing of its own. Where the
+    server tells the application of its shutdown, what is queued is delivered before that is complete. Under
     Starlette and FastAPI, one step inside the router and one around the handler of `Exception` keep the request known
     where a middleware copies the scope and where Starlette answers outside of its middleware.
 
@@ -67,7 +68,7 @@ class FluxGateMiddleware:
             self._pinned = True
             guarded("asgi", pin, self.app, scope)
         if kind != "http" and kind != "websocket":  # noqa: PLR1714  (half the time of a tuple)
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, self._finishing(send) if kind == "lifespan" else send)
             return
         covered = get()
         if CARRIER_KEY in scope and _again(scope, covered):
@@ -89,6 +90,19 @@ class FluxGateMiddleware:
             if request.carrier is not None and request.carrier is not scope:
                 scope.pop(CARRIER_KEY, None)
             end_request(request, ambient)
+
+    def _finishing(self, send: Send) -> Send:
+        """Return the `send` of a lifespan at whose end nothing is left to deliver: a server may end by a signal then.
+
+        Source: `Server.capture_signals` of uvicorn, which raises what it caught again once it has shut down.
+        """
+
+        async def sending(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown."):
+                await finished(self._sources.recorder)
+            await send(message)
+
+        return sending
 
 
 def _again(scope: Scope, covered: Ambient) -> bool:

@@ -35,6 +35,7 @@ __all__ = [
     "capturing",
     "choose",
     "end_open_calls",
+    "finished",
     "guarded",
     "in_hand",
     "safe_message",
@@ -192,6 +193,18 @@ def end_open_calls() -> None:
     """End the calls that are still open, where the process is about to end. Never raises."""
     for end in at_process_end:
         guarded("exit", end)
+
+
+async def finished(recorder: Recorder | None) -> None:
+    """End the calls that are still open and wait, no longer than a shutdown may, until their events are accepted.
+
+    Args:
+        recorder: None = the default one, where there is one.
+    """
+    end_open_calls()
+    sink: Any = getattr(recorder or _default["recorder"], "sink", None)
+    if hasattr(sink, "aflush"):
+        await sink.aflush()
 
 
 _captures: list[list[UsageEvent]] = []

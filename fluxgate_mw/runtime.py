@@ -258,10 +258,10 @@ class FluxGate:
 class _Sink:
     """The emitter, and with the first event what else has to be running by then."""
 
-    __slots__ = ("_begun", "_fg")
+    __slots__ = ("_begun", "_fg", "aflush")
 
     def __init__(self, fg: FluxGate) -> None:
-        self._fg = fg
+        self._fg, self.aflush = fg, fg.aflush
         self._begun = False
 
     def emit(self, event: UsageEvent, /) -> None:

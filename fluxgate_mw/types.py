@@ -137,6 +137,10 @@ class Sink(Protocol):
         """
         ...
 
+    async def aflush(self) -> bool:
+        """Return whether all that was taken so far was accepted in time, where a sink has that to tell."""
+        ...
+
 
 class Entry(msgspec.Struct, frozen=True):
     """One entry of a buffer: a pack of encoded events.

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from litestar.config.app import AppConfig
@@ -20,6 +21,7 @@ from litestar.plugins import InitPluginProtocol
 
 from fluxgate_mw.ambient import NOTHING, enter, get
 from fluxgate_mw.asgi import FluxGateMiddleware
+from fluxgate_mw.recorder import finished
 from fluxgate_mw.types import HasRecorder
 
 __all__ = ["FluxGatePlugin"]
@@ -40,16 +42,25 @@ class FluxGatePlugin(InitPluginProtocol):
     def __init__(
         self, fluxgate: HasRecorder | None = None, *, carry_to_listeners: bool = False, **options: Any
     ) -> None:
+        self._fluxgate = fluxgate
         self._carries = carry_to_listeners
         self._options = {"fluxgate": fluxgate, **options}
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
-        """Add the middleware to the application that is being made."""
+        """Add the middleware to the application that is being made, and deliver at its end what is queued."""
         middleware: Any = FluxGateMiddleware
+        app_config.lifespan.insert(0, self._lifespan)
         app_config.middleware.insert(0, DefineMiddleware(middleware, **self._options))
         if self._carries:
             app_config.event_emitter_backend = _carrying(app_config.event_emitter_backend)
         return app_config
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Any) -> AsyncIterator[None]:  # noqa: ARG002  (the framework's signature)
+        try:
+            yield
+        finally:
+            await finished(None if self._fluxgate is None else self._fluxgate.recorder)
 
 
 def _carrying(backend: type[BaseEventEmitterBackend]) -> type[BaseEventEmitterBackend]:

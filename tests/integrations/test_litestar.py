@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from litestar.middleware import AbstractAuthenticationMiddleware, Authentication
 from litestar.response import Response, ServerSentEvent, Stream
 from litestar.testing import TestClient
 
-from fluxgate_mw import FluxGateMiddleware, UsageEvent, context, current, feature
+from fluxgate_mw import FluxGate, FluxGateMiddleware, UsageEvent, context, current, feature
 from fluxgate_mw.ambient import Current
 from fluxgate_mw.integrations.litestar import FluxGatePlugin
 from fluxgate_mw.testing import capture_events
@@ -202,6 +204,27 @@ def test_a_call_knows_user_and_template(path: str, names: list[str], plugin: boo
     events = events_of(path, plugin=plugin)
     assert [who(event) for event in events] == [("ada", name) for name in names]
     assert events[0].user_source == "scope"
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_what_is_queued_is_delivered_before_the_application_has_shut_down(tmp_path: Path, given: bool) -> None:  # noqa: FBT001
+    """Also what the application's own lifespan records at its end: uvicorn may end by a signal right after."""
+    fg = FluxGate(spool_dir=tmp_path, emit_interval_s=60)
+
+    @asynccontextmanager
+    async def theirs(app: Litestar) -> AsyncIterator[None]:
+        fg.record(UsageEvent())
+        assert await fg.aflush()
+        yield
+        fg.record(UsageEvent())
+
+    plugin = FluxGatePlugin(fg if given else None)
+    try:
+        with TestClient(Litestar([], plugins=[plugin], lifespan=[theirs], logging_config=None)):
+            pass
+        assert fg.statistics().spooled == 2
+    finally:
+        fg.stop()
 
 
 @survival("websocket")

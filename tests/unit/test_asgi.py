@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
 
-from fluxgate_mw import FluxGateMiddleware, User, ambient, context, current, feature, identify, instrument_openai
+from fluxgate_mw import (
+    FluxGate,
+    FluxGateMiddleware,
+    UsageEvent,
+    User,
+    ambient,
+    context,
+    current,
+    feature,
+    identify,
+    instrument_openai,
+)
 from fluxgate_mw.request import RequestContext
 from fluxgate_mw.resolvers import USER_SOURCES
 from fluxgate_mw.testing import capture_events
 from fluxgate_mw.trust import TrustedProxies
 from tests.asking import aask, ask, who
-from tests.calls.clients import httpx
+from tests.calls.clients import ASKED, SSE, Reply, Wire, chunk, httpx, sse
 
 pytestmark = pytest.mark.anyio
 
@@ -87,6 +99,34 @@ async def test_other_scopes_pass_untouched(kind: str) -> None:
         assert ambient.get() is ambient.NOTHING
 
     await FluxGateMiddleware(app)({"type": kind}, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("end", ["complete", "failed"])
+async def test_what_is_queued_is_delivered_before_the_shutdown_is_complete(
+    tmp_path: Path,
+    end: str,
+    given: bool,  # noqa: FBT001
+) -> None:
+    """An answer that is still being read too: uvicorn ends by the signal that it caught, and runs no exit hook."""
+    fg = FluxGate(spool_dir=tmp_path, emit_interval_s=60)
+    held = Wire(Reply(sse(chunk("word ")), headers=SSE)).client().chat.completions.create(**ASKED, stream=True)
+    next(held)
+    accepted: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "lifespan.startup.complete"})
+        fg.record(UsageEvent())
+        await send({"type": f"lifespan.shutdown.{end}"})
+
+    async def send(message: Any) -> None:
+        accepted.append(fg.statistics().spooled)
+
+    try:
+        await FluxGateMiddleware(app, fluxgate=fg if given else None)({"type": "lifespan"}, None, send)  # type: ignore[arg-type]
+        assert accepted == [0, 2]
+    finally:
+        fg.stop()
 
 
 async def test_a_holder_of_another_request_that_is_found_on_the_scope_is_not_used() -> None:
