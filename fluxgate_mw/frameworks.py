@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 from fluxgate_mw.event import User
@@ -25,6 +26,7 @@ __all__ = [
     "framework_user",
     "keep_flask",
     "keep_quart",
+    "serving",
     "signed_in_on_scope",
     "signed_in_on_state",
     "wsgi_endpoint",
@@ -41,6 +43,8 @@ QUART_USER: Final = "fluxgate.quart_user"
 FLASK_REQUEST: Final = "fluxgate.flask_request"
 FLASK_APP: Final = "fluxgate.flask_app"
 FLASK_USER: Final = "fluxgate.flask_user"
+_DISPATCHING: Final = ("dispatch", "dispatch_request", "__call__")
+"""What serves every method: of Django's and Starlette's classes of views, of Flask's and Quart's, of any object."""
 
 
 def framework_user(carrier: Carrier) -> User | None:
@@ -75,6 +79,20 @@ def asgi_template(scope: Carrier) -> str | None:
     if (found := _quart(scope)) is not None:
         return getattr(found[1].url_rule, "rule", None)
     return _starlette_template(scope)
+
+
+def serving(endpoint: Any, method: str) -> list[object]:
+    """Return what serves a request, the innermost first: of a class of views, its method for the request's, and itself.
+
+    Args:
+        endpoint: As found by `asgi_endpoint` or `wsgi_endpoint`.
+        method: Of the request.
+    """
+    while isinstance(endpoint, partial):
+        endpoint = endpoint.func
+    view = getattr(endpoint, "view_class", endpoint)
+    names = (method.lower(), *(("get",) if method == "HEAD" else ()), *_DISPATCHING)
+    return [*(getattr(view, name, None) for name in names), view, endpoint, getattr(endpoint, "__self__", None)]
 
 
 def wsgi_endpoint(environ: Carrier) -> object:

@@ -123,8 +123,9 @@ class _Sources(ABC):
     def decoration(self, carrier: Carrier) -> Decoration | None:
         """Return what `@feature` left on the endpoint that serves the request."""
         endpoint = guarded("resolvers", self._endpoint, carrier)
-        found: Decoration | None = getattr(endpoint, DECORATION, None)
-        return found or getattr(getattr(endpoint, "view_class", None), DECORATION, None)
+        serving = guarded("resolvers", frameworks.serving, endpoint, self.method(carrier)) or ()
+        found = (getattr(each, DECORATION, None) for each in serving)
+        return next(filter(None, found), None)
 
     def route(self, carrier: Carrier) -> str | None:
         """Return method and route template."""

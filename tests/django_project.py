@@ -144,6 +144,17 @@ class ClassView(View):
         return HttpResponse(ask())
 
 
+class MethodView(View):
+    """One with a decorated method."""
+
+    @feature("method")
+    def get(self, request: HttpRequest, key: int) -> StreamingHttpResponse:
+        def body() -> Iterator[str]:
+            yield ask()
+
+        return StreamingHttpResponse(body())
+
+
 def file_view(request: HttpRequest) -> FileResponse:
     return FileResponse((FOLDER / "db.sqlite3").open("rb"))
 
@@ -184,6 +195,7 @@ urlpatterns = [
     path("async-stream/<int:key>/", async_stream_view),
     path("named-stream/<int:key>/", named_stream_view),
     path("class/<int:key>/", ClassView.as_view()),
+    path("method/<int:key>/", MethodView.as_view()),
     path("file/", file_view),
     path("failing/<int:key>/", failing_view),
     path("api/<slug:tenant>/", include([re_path(r"^deep/(?P<key>\d+)/$", lambda request, **_: HttpResponse(ask()))])),

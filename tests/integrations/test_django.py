@@ -101,8 +101,9 @@ async def test_under_asgi_a_call_knows_the_signed_in_user_and_its_route(
 
 @survival("Django", "streamed body, sync")
 def test_under_wsgi_a_streamed_body_knows_user_and_route(cookie: str) -> None:
-    """It runs after the middleware has returned."""
+    """It runs after the middleware has returned, and is of the feature that a class's method is decorated with."""
     assert [who(event) for event in over_wsgi("/stream/7/", cookie)] == [("5", "GET /stream/<int:key>/")]
+    assert [who(event) for event in over_wsgi("/method/7/", cookie)] == [("5", "method")]
 
 
 @pytest.mark.anyio

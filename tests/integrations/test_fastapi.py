@@ -259,9 +259,18 @@ def test_methods_of_a_decorated_class_serve_as_endpoints() -> None:
         async def read(self, item_id: int) -> str:
             return await aask()
 
+    class Called:
+        @feature("called")
+        async def __call__(self, item_id: int, background: BackgroundTasks) -> str:
+            background.add_task(aask)
+            return await aask()
+
     app = make()
     app.add_api_route("/items/{item_id}", Views().read)
     assert [(event.feature, event.route) for event in events_of(app)] == [("views", ROUTE)]
+    app = make()
+    app.add_api_route("/items/{item_id}", Called())
+    assert [(event.feature, event.route) for event in events_of(app)] == [("called", ROUTE)] * 2
 
 
 class Account:

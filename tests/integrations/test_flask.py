@@ -10,7 +10,7 @@ from typing import Any
 import flask
 import flask_login
 import pytest
-from flask.views import MethodView
+from flask.views import MethodView, View
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 
@@ -143,11 +143,23 @@ def test_method_views_are_named_by_rule_decorated_method_or_decorated_class() ->
         def get(self, key: int) -> flask.Response:
             return flask.Response(ask() for _ in range(1))
 
+        @feature("method")
+        def put(self, key: int) -> flask.Response:
+            return flask.Response(ask() for _ in range(1))
+
+    class Dispatched(View):
+        @feature("dispatched")
+        def dispatch_request(self, key: int) -> flask.Response:
+            return flask.Response(ask() for _ in range(1))
+
+    app.add_url_rule("/dispatched/<int:key>", view_func=Dispatched.as_view("dispatched"))
     app.add_url_rule("/plain/<int:key>", view_func=Plain.as_view("plain"))
     app.add_url_rule("/decorated/<int:key>", view_func=Decorated.as_view("decorated"))
+    assert whos(app, "/dispatched/1") == [("ada", "dispatched")]
     assert whos(app, "/plain/1") == [("ada", "GET /plain/<int:key>")]
     assert whos(app, "/plain/1", method="POST") == [("ada", "method")]
     assert whos(app, "/decorated/1") == [("ada", "class")]
+    assert whos(app, "/decorated/1", method="PUT") == [("ada", "method")]
     assert Client(app).post("/decorated/1").status_code == 405
 
 

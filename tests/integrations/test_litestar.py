@@ -138,6 +138,25 @@ class Items(Controller):
         return await aask()
 
 
+@feature("controller")
+class Decorated(Controller):
+    """A decorated one."""
+
+    path = "/decorated"
+
+    @get("/{key:int}")
+    async def read(self, key: int) -> str:
+        return await aask()
+
+    @get("/{key:int}/own")
+    @feature("own")
+    async def read_own(self, key: int) -> Stream:
+        async def body() -> AsyncIterator[str]:
+            yield await aask()
+
+        return Stream(body())
+
+
 HANDLERS = [
     async_handler,
     sync_handler,
@@ -151,6 +170,7 @@ HANDLERS = [
     failing_handler,
     socket_handler,
     Items,
+    Decorated,
 ]
 
 
@@ -195,6 +215,8 @@ def events_of(path: str, *, plugin: bool = True) -> list[UsageEvent]:
             marks=survival("decorated endpoint: its streamed body and background tasks"),
         ),
         pytest.param("/items/7", ["GET /items/{key}"], marks=survival("class-based views")),
+        pytest.param("/decorated/7", ["controller"], marks=survival("class-based views")),
+        pytest.param("/decorated/7/own", ["own"], marks=survival("class-based views")),
         pytest.param("/v1/items/7", ["GET /v1/items/{key}"], marks=survival("included routers, prefix kept")),
         pytest.param("/failing/7", ["GET /failing/{key}"], marks=survival("404 and exception handlers")),
     ],

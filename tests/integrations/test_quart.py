@@ -114,8 +114,18 @@ async def test_method_views_are_named_by_their_rule_or_their_decoration() -> Non
         async def get(self, key: int) -> str:
             return await aask()
 
+    class Method(MethodView):
+        @feature("method")
+        async def get(self, key: int) -> Any:
+            async def body() -> AsyncIterator[str]:
+                yield await aask()
+
+            return body()
+
     app.add_url_rule("/items/<int:key>", view_func=Decorated.as_view("decorated"))
+    app.add_url_rule("/method/<int:key>", view_func=Method.as_view("method"))
     assert await whos(app) == [("ada", "class")]
+    assert await whos(app, "/method/7") == [("ada", "method")]
 
 
 @survival("404 and exception handlers")

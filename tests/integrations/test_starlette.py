@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -474,8 +475,28 @@ def test_class_based_endpoints_are_named_by_their_route_or_their_decoration_and_
             ask()
             return PlainTextResponse(background=BackgroundTask(aask))
 
-    app = serve([Route("/plain/{id}", Plain), Route("/decorated/{id}", Decorated)])
+    class Method(Decorated):
+        @feature("method")
+        def get(self, request: Request) -> Response:
+            ask()
+            return PlainTextResponse(background=BackgroundTask(aask))
+
+    @feature("partial")
+    async def handler(request: Request, given: int) -> Response:
+        return PlainTextResponse(background=BackgroundTask(aask))
+
+    app = serve(
+        [
+            Route("/plain/{id}", Plain),
+            Route("/decorated/{id}", Decorated),
+            Route("/method/{id}", Method),
+            Route("/partial/{id}", functools.partial(handler, given=1)),
+        ]
+    )
     assert once(events_of(app, "/plain/1")) == ("ada", "GET /plain/{id}")
+    assert [who(event) for event in events_of(app, "/method/1")] == [("ada", "method")] * 2
+    assert once(events_of(app, "/partial/1")) == ("ada", "partial")
+    assert [who(event) for event in events_of(app, "/method/1", method="HEAD")] == [("ada", "method")] * 2
     assert [who(event) for event in events_of(app, "/decorated/1")] == [("ada", "decorated")] * 2
     with TestClient(app) as client:
         assert client.post("/decorated/1").status_code == 405
