@@ -34,6 +34,7 @@ class BackgroundFlusher:
     """
 
     def __init__(self, opened: Callable[[], AbstractAsyncContextManager[Flusher]]) -> None:
+        import_module("anyio._backends._asyncio")  # here and now: a fork while the thread imports hangs the child
         self._opened = opened
         self._run: _Run | None = None
 
@@ -42,9 +43,10 @@ class BackgroundFlusher:
         run = self._run
         if run is not None and run.pid == os.getpid():
             return
-        import_module("anyio._backends._asyncio")  # here and now: a fork while the thread imports hangs the child
-        self._run = _Run(self._opened)
-        start_thread(self._run.thread)
+        made = _Run(self._opened)
+        if self._run is run:
+            self._run = made
+            start_thread(made.thread)
 
     def stop(self, timeout_s: float) -> None:
         """End it once the batch in hand is stored; what is left stays in the buffers."""

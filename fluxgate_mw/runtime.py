@@ -85,6 +85,8 @@ class FluxGate:
         self._instrument()
         FluxGate._default[:] = [self]
         set_default(self.recorder)
+        if self._flusher_wanted:
+            _ = self._flusher  # imported now: an event may be made by a `__del__` in the middle of an import
 
     @classmethod
     def default(cls) -> FluxGate:
@@ -169,10 +171,7 @@ class FluxGate:
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:  # noqa: ARG002  (the framework's signature)
-        """Start with the application; at its end, end the calls that are still open and deliver what is queued.
-
-        `FastAPI(lifespan=fg.lifespan)`. A server may end by a signal after it, and run no exit hook.
-        """
+        """Start with the application; with it end the calls that are still open, and deliver what is queued."""
         async with self, AsyncExitStack() as stack:
             stack.callback(end_open_calls)
             yield
@@ -268,13 +267,13 @@ class _Sink:
         fg = self._fg
         fg._emitter.emit(event)  # noqa: SLF001
         if fg._flusher_wanted or not self._begun:  # noqa: SLF001
-            self._begin(fg)
+            guarded("delivery", self._begin, fg)
 
     def defer(self, pending: Pending, /) -> None:
         fg = self._fg
         fg._emitter.defer(pending)  # noqa: SLF001
         if fg._flusher_wanted or not self._begun:  # noqa: SLF001
-            self._begin(fg)
+            guarded("delivery", self._begin, fg)
 
     def _begin(self, fg: FluxGate) -> None:
         if fg._flusher_wanted:  # noqa: SLF001

@@ -334,7 +334,8 @@ class OpenAICall(Call, eq=False):
 
     def _end_anyway(self, answer: Answer, error: BaseException | None) -> None:
         """End where a bug of ours has kept the call from it: by the class of the error, else as the answer tells."""
-        self._answer, self._ending = answer, None if error is None else raised(error)
+        if self.ended_at is None:
+            self._answer, self._ending = answer, None if error is None else raised(error)
         self.client = self.request = self.response = self.options = None
         self.body = _NO_BODY
         self.end()

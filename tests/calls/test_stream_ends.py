@@ -8,12 +8,15 @@ import json
 import threading
 import time
 from contextlib import aclosing
+from types import SimpleNamespace
 
 import openai
 import pytest
 
-from fluxgate_mw import tracking
+from fluxgate_mw import create_openai_cost_tracker, diagnostics, tracking
 from fluxgate_mw.openai.estimate import estimate_tokens
+from fluxgate_mw.recorder import Recorder
+from fluxgate_mw.settings import Settings
 from tests.calls.clients import ASKED, SSE, Asked, Body, Reply, Wire, chunk, completion, finish, httpx, recorded, sse
 from tests.calls.streaming import AS_ASKED, ENDLESS, STREAM, TEXTS, USAGE, WITHOUT, counts
 
@@ -86,6 +89,26 @@ def leave_by_error(stream):
     next(stream)
     with pytest.raises(ZeroDivisionError), stream:
         _ = 1 / 0
+
+
+def test_a_stream_left_early_whose_event_the_sink_fails_over_once_it_has_it():
+    """A bug of ours behind the call changes nothing of what the event says."""
+    taken = []
+
+    class Failing:
+        def emit(self, event):
+            raise AssertionError
+
+        def defer(self, pending):
+            taken.append(pending)
+            raise RuntimeError
+
+    fg = SimpleNamespace(recorder=Recorder(Settings(), Failing()))
+    tracker = create_openai_cost_tracker(Wire(Reply(ENDLESS, headers=SSE)).client(), fg)
+    leave_by_close(tracker.chat.completions.create(**ASKED, stream=True))
+    given_up([pending.made() for pending in taken])
+    assert diagnostics.counts() == {"bug_openai_stream": 1}
+    diagnostics.reset()
 
 
 @pytest.mark.parametrize(

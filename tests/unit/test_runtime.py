@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from contextlib import asynccontextmanager, closing
 
@@ -13,7 +15,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from fluxgate_mw import FluxGate, UsageEvent, User, track
+from fluxgate_mw import FluxGate, UsageEvent, User, diagnostics, track
 from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.testing import capture_events
 
@@ -123,6 +125,44 @@ def test_background_flusher_stores(tmp_path):
         fg.record(UsageEvent(feature="f", user=User("u")))
         wait_for(lambda: fg.statistics().flusher is not None and fg.statistics().flusher.stored == 1)
     assert stored(tmp_path) == [("f", "u")]
+
+
+IMPORTING = """
+import sys, threading
+from fluxgate_mw import FluxGate, UsageEvent
+
+class Seen:
+    def find_spec(self, name, path=None, target=None):
+        if threading.current_thread() is threading.main_thread():
+            seen.append(name)
+
+seen, fg = [], FluxGate(flusher=sys.argv[2], data_dir=sys.argv[1])
+sys.meta_path.insert(0, Seen())
+fg.record(UsageEvent())
+print(seen)
+fg.stop()
+"""
+
+
+@pytest.mark.parametrize("flusher", ["none", "background"])
+def test_the_first_event_imports_nothing(tmp_path, flusher):
+    """It may be made in the middle of an import: by a stream that is freed there, or by many threads at once."""
+    command = [sys.executable, "-c", IMPORTING, tmp_path, flusher]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, timeout=50).stdout == "[]\n"
+
+
+def test_a_background_flusher_that_cannot_start_costs_no_event(monkeypatch):
+    """The process may have no thread left."""
+
+    def refused(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("fluxgate_mw.background.BackgroundFlusher.start", refused)
+    fg = FluxGate(flusher="background")
+    fg.recorder.record(UsageEvent())
+    assert fg.flush(5)
+    assert fg.statistics().spooled == 1
+    assert diagnostics.counts()["bug_delivery"] == 1
 
 
 def test_mounting_the_dashboard_flushes_in_the_background(tmp_path):
