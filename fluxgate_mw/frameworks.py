@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import FunctionType
 from typing import Any, Final
 
 from fluxgate_mw.event import User
@@ -81,13 +82,15 @@ def asgi_template(scope: Carrier) -> str | None:
     return _starlette_template(scope)
 
 
-def serving(endpoint: Any, method: str) -> list[object]:
+def serving(endpoint: Any, method: str) -> Sequence[object]:
     """Return what serves a request, the innermost first: of a class of views, its method for the request's, and itself.
 
     Args:
         endpoint: As found by `asgi_endpoint` or `wsgi_endpoint`.
         method: Of the request.
     """
+    if type(endpoint) is FunctionType and not hasattr(endpoint, "view_class"):
+        return (endpoint,)
     while isinstance(endpoint, partial):
         endpoint = endpoint.func
     view = getattr(endpoint, "view_class", endpoint)

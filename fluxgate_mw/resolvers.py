@@ -124,8 +124,11 @@ class _Sources(ABC):
         """Return what `@feature` left on the endpoint that serves the request."""
         endpoint = guarded("resolvers", self._endpoint, carrier)
         serving = guarded("resolvers", frameworks.serving, endpoint, self.method(carrier)) or ()
-        found = (getattr(each, DECORATION, None) for each in serving)
-        return next(filter(None, found), None)
+        for each in serving:
+            found: Decoration | None = getattr(each, DECORATION, None)
+            if found is not None:
+                return found
+        return None
 
     def route(self, carrier: Carrier) -> str | None:
         """Return method and route template."""
