@@ -200,11 +200,17 @@ async def finished(recorder: Recorder | None) -> None:
 
     Args:
         recorder: None = the default one, where there is one.
+
+    Guarantees: raises nothing but what ends the task.
     """
     end_open_calls()
-    sink: Any = getattr(recorder or _default["recorder"], "sink", None)
-    if hasattr(sink, "aflush"):
-        await sink.aflush()
+    flush = getattr(getattr(recorder or _default["recorder"], "sink", None), "aflush", None)
+    if flush is None:
+        return
+    try:
+        await flush()
+    except Exception as error:  # noqa: BLE001  (a server's shutdown goes on, whatever fails of ours)
+        diagnostics.note("failed_shutdown", f"what is queued is delivered later: {type(error).__name__}")
 
 
 _captures: list[list[UsageEvent]] = []

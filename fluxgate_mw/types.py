@@ -138,7 +138,10 @@ class Sink(Protocol):
         ...
 
     async def aflush(self) -> bool:
-        """Return whether all that was taken so far was accepted in time, where a sink has that to tell."""
+        """Wait until all that was taken so far is accepted, no longer than a shutdown may; return whether it was.
+
+        A sink may leave this out: then nobody waits for it.
+        """
         ...
 
 

@@ -90,7 +90,7 @@ class Emitter:
         durable: bool = False,
     ) -> None:
         limits = Limits(max_events, max_bytes, interval_s, shutdown_timeout_s)
-        self._durable = durable
+        self._durable, self._shutdown_timeout_s = durable, shutdown_timeout_s
         self._delivery = Delivery(limits, _encoded, spool, stream)
         weakref.finalize(self, self._delivery.request_stop).atexit = False
 
@@ -152,10 +152,10 @@ class Emitter:
         _wait(lambda: flush.done, timeout_s)
         return flush.accepted
 
-    async def aflush(self, timeout_s: float) -> bool:
-        """Do as `flush` without blocking the event loop. Cancelling it takes nothing back."""
+    async def aflush(self, timeout_s: float | None = None) -> bool:
+        """Do as `flush` without blocking the event loop; None = `shutdown_timeout_s`. Cancelling takes nothing back."""
         flush = self._request_flush()
-        await _await(lambda: flush.done, timeout_s)
+        await _await(lambda: flush.done, self._shutdown_timeout_s if timeout_s is None else timeout_s)
         return flush.accepted
 
     def _request_flush(self) -> Flush:

@@ -14,7 +14,7 @@ from fluxgate_mw.call import Call
 from fluxgate_mw.diagnostics import MESSAGE_CHARS
 from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.event import TokenUsage
-from fluxgate_mw.recorder import Outcome, capturing, choose, guarded, safe_message
+from fluxgate_mw.recorder import Outcome, capturing, choose, finished, guarded, safe_message
 
 USAGE = TokenUsage(input_tokens=1000, output_tokens=10)
 
@@ -166,3 +166,19 @@ def test_who_records():
     assert choose(None, nothing, two.recorder) is two.recorder
     assert choose(off.recorder, nothing) is None
     assert choose(None, nothing) is None
+
+
+# The end
+
+
+@pytest.mark.anyio
+async def test_a_sink_that_fails_at_the_end_stops_nobody(fg):
+    """A server's shutdown goes on; what happened is counted."""
+
+    class Failing:
+        async def aflush(self):
+            raise OSError(28, "No space left on device")
+
+    fg.recorder.sink = Failing()
+    await finished(fg.recorder)
+    assert diagnostics.counts()["failed_shutdown"] == 1
