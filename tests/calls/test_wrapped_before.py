@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from types import FunctionType
 from unittest import mock
 
 import openai
@@ -302,3 +304,16 @@ def test_a_resource_class_tells_its_other_bases_of_itself():
     with recorded():
         type("Registered", (SyncAPIResource, Registry), {})
     assert known == ["Registered"]
+
+
+def test_a_client_class_of_ones_own_can_be_sent_to_another_process():
+    """By value, as `cloudpickle` sends what a script or a notebook defines: with all that our wrapper on it holds."""
+
+    class Own(openai.OpenAI):
+        def request(self, *args, **kwargs):
+            return super().request(*args, **kwargs)
+
+    with recorded():
+        held = [cell.cell_contents for cell in Own.request.__closure__]
+    held = [value for value in held if not isinstance(value, FunctionType)]
+    assert [pickle.loads(pickle.dumps(value)) for value in held] == held
