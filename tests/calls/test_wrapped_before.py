@@ -286,6 +286,22 @@ def test_a_tracker_of_a_view_keeps_its_context():
     assert [event.feature for event in events] == ["own"]
 
 
+def test_what_stands_for_a_resource_is_left_and_noted():
+    """As PostHog's client has it: it works as without a tracker and sends through the client, not in silence."""
+
+    class Own(openai.OpenAI):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.chat = mock.Mock(completions=self.chat.completions)
+
+    with capture_events() as events:
+        tracker = create_openai_cost_tracker(replied().client(Own), FluxGate(instrument=False))
+        answer = tracker.chat.completions.create(**ASKED)
+    assert answer.choices[0].message.content == "This is a test."
+    assert (events, tracking(answer)) == ([], None)
+    assert diagnostics.counts()["tracker_without_resource"] == 1
+
+
 def test_what_is_no_answer_has_no_tracking():
     """However it answers to whatever it is asked for."""
     assert tracking(mock.MagicMock()) is None
