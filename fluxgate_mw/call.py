@@ -6,7 +6,9 @@ time, what the answer says and what that cost, is found out when somebody asks f
 
 from __future__ import annotations
 
+import sys
 import time
+from asyncio import CancelledError
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final, cast, get_args
@@ -20,7 +22,7 @@ from fluxgate_mw.event import TokenUsage, Tracking, UsageEvent, User, new_event_
 from fluxgate_mw.recorder import Outcome, Recorder, guarded
 from fluxgate_mw.semconv import Status
 
-__all__ = ["Call"]
+__all__ = ["Call", "is_given_up"]
 
 _STATUSES: Final = get_args(Status)
 _NOT_PRICED: Final = pricing.Price(None, None, "pricing failed")
@@ -32,6 +34,14 @@ _NOT_FOUND: Final = Outcome()
 _ONE_SIDED: Final = frozenset({"embeddings", "moderation", "speech"})
 """Operations whose usage need not have both input and output."""
 _UNCHANGING: Final = frozenset({str, int, float, bool, type(None)})
+_GIVEN_UP: Final = (CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
+_GIVEN_UP_BY: Final = (
+    ("trio", "Cancelled"),
+    ("greenlet", "GreenletExit"),
+    ("gevent", "Timeout"),
+    ("eventlet", "Timeout"),
+)
+"""What other schedulers than asyncio stop whoever waits with: `Greenlet.kill`, a cancelled scope, a time limit."""
 
 
 class Call(msgspec.Struct, eq=False, weakref=True):
@@ -267,6 +277,16 @@ class Call(msgspec.Struct, eq=False, weakref=True):
         if self.provider == _AZURE:
             return (outcome.response_model,)
         return filter(None, (outcome.response_model, self.model))
+
+
+def is_given_up(error: BaseException) -> bool:
+    """Say whether this was raised into the call because its caller gave it up, and not by what it does."""
+    if isinstance(error, _GIVEN_UP):
+        return True
+    if isinstance(error, Exception):
+        return False
+    kinds = [getattr(sys.modules.get(module), name, None) for module, name in _GIVEN_UP_BY]
+    return any(isinstance(kind, type) and isinstance(error, kind) for kind in kinds)
 
 
 def _text(given: object) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from asyncio import CancelledError
 from collections.abc import Callable
 from numbers import Integral
 from types import TracebackType
@@ -12,7 +11,7 @@ import msgspec
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import get, learn_user
-from fluxgate_mw.call import Call
+from fluxgate_mw.call import Call, is_given_up
 from fluxgate_mw.event import TokenUsage, Tracking
 from fluxgate_mw.recorder import Outcome, choose, guarded, in_hand, safe_message
 from fluxgate_mw.semconv import Status
@@ -104,7 +103,7 @@ class TrackedCall:
         if self._call is None:
             return
         outcome = self._outcome
-        if isinstance(error, CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
+        if error is not None and is_given_up(error):
             outcome = msgspec.structs.replace(outcome, status="CANCELLED", error_type=type(error).__name__)
         elif error is not None:
             text = guarded("text", str, error)

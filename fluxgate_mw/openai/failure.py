@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-from asyncio import CancelledError
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice, takewhile
@@ -15,6 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from fluxgate_mw.call import is_given_up
 from fluxgate_mw.openai.estimate import texts_in
 from fluxgate_mw.recorder import guarded, safe_message
 from fluxgate_mw.semconv import Status
@@ -36,7 +36,6 @@ MOST_CHARS: Final = 3000
 MOST_TEXTS: Final = 5000
 """Of a call with more texts in its prompt no message is kept: looking for them all takes some ten milliseconds."""
 
-_GIVEN_UP: Final = (CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 _FILTERED: Final = ("content_filter", "content_policy_violation", "moderation_blocked")
 _CUT: Final[Mapping[str, Status]] = {
     "LengthFinishReasonError": "MAX_TOKENS",
@@ -70,7 +69,7 @@ class Ending(msgspec.Struct, frozen=True):
 
 def raised(error: BaseException) -> Ending:
     """Return how a call ended that raised this, by nothing but its class."""
-    return Ending("CANCELLED" if isinstance(error, _GIVEN_UP) else "ERROR", type(error).__name__)
+    return Ending("CANCELLED" if is_given_up(error) else "ERROR", type(error).__name__)
 
 
 def failure(error: BaseException, asked: Mapping[str, Any], sent: object = None) -> Ending:
@@ -83,7 +82,7 @@ def failure(error: BaseException, asked: Mapping[str, Any], sent: object = None)
         asked: The body of the request.
         sent: The HTTP request itself, where it is known; else the error's own is looked at.
     """
-    if isinstance(error, _GIVEN_UP):
+    if is_given_up(error):
         return msgspec.structs.replace(raised(error), retries=_retries_of(sent))
     body = _field(error, "body")
     fields = body if isinstance(body, Mapping) else _NO_FIELDS

@@ -122,6 +122,10 @@ class _Patch:
         self._absent: str | None = None
         self._origin: Origin | None = None
 
+    def __reduce__(self) -> str:
+        """Be the patch of any process that a class is sent to by value, with our wrapper of its `request` on it."""
+        return "_patch"
+
     def ask(self, recorder: Recorder | None) -> Callable[[], None]:
         """Patch, if it is not done yet, and return the undo of this request."""
         token = object()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Self, cast, overload
 
 import msgspec
@@ -31,6 +31,7 @@ __all__ = [
 
 _RESOURCES: Final = (SyncAPIResource, AsyncAPIResource)
 _WITHOUT_WRAPPERS: Final = "a wrapper on the instance of a client, or of its resource, sees no call of a tracker"
+_NOT_THE_VIEWS: Final = "what somebody has put in place of a client's resource sends through the client, not a tracker"
 _SENDING: Final = ("request", "get", "post", "put", "patch", "delete", "get_api_list")
 """What resources send by. Source: `SyncAPIResource.__init__` of openai 1.66 to 3.57, and what those call."""
 _RAW_VIEWS: Final = ("WithRawResponse", "WithStreamedResponse", "WithStreamingResponse")
@@ -207,7 +208,8 @@ def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> An
 
     Guarantees: works with the global patch off, and counts once with it on. What is set on the client later (a key, a
     header) holds for its views, and the other way round. A wrapper that others have put on the instance of a client
-    or of its resource (`client.chat.completions.create = traced`) sees no call of a view, which is noted.
+    or of its resource (`client.chat.completions.create = traced`) sees no call of a view, which is noted. So is an
+    object of theirs in place of a resource, as of PostHog's client: what it sends is no call of a view.
 
     Concurrency: as the client's own; views share its connection pool, so closing one closes it for all.
 
@@ -230,6 +232,7 @@ def _view_of(client: Any, recorder: Recorder | None, fields: Mapping[str, Any]) 
     vars(view).update(state)
     _rebind_resources(view, state)
     _leave_wrappers(view, state)
+    _note_replaced(state)
     vars(view).update(
         _fluxgate_recorder=recorder,
         _fluxgate_fields=fields,
@@ -279,6 +282,13 @@ def _leave_wrappers(view: Any, state: Mapping[str, Any]) -> None:
         if name in state:
             diagnostics.note("tracker_without_wrappers", _WITHOUT_WRAPPERS)
             del view.__dict__[name]
+
+
+def _note_replaced(state: Mapping[str, Any]) -> None:
+    """Take note of what is no resource though it stands for one: it is left as it is, and its calls are not tracked."""
+    for name in set(state).difference(_resources(state)):
+        if isinstance(vars(OpenAI).get(name), cached_property):
+            diagnostics.note("tracker_without_resource", _NOT_THE_VIEWS)
 
 
 def _is_wrapped(resource: Any) -> bool:

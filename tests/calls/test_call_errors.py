@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import traceback
+from types import SimpleNamespace
 
 import openai
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from fluxgate_mw import diagnostics, uninstrument_openai
+from fluxgate_mw import diagnostics, track, uninstrument_openai
 from fluxgate_mw.openai import calls, request, watch
 from tests.calls.mocks import CHAT, MESSAGES, answer, async_client, chat_events, http, streamed, sync_client
 
@@ -110,6 +112,27 @@ def test_what_gives_the_call_up_passes_and_is_a_cancelled_call(events, raised):
         sync_client(_raising(raised)).chat.completions.create(**CREATE)
     assert caught.value is raised
     assert [(e.status, e.error_type) for e in events] == [("CANCELLED", type(raised).__name__)]
+
+
+class _Stopped(BaseException):
+    """As what other schedulers stop with: no `asyncio.CancelledError`, and no `Exception`."""
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [("trio", "Cancelled"), ("greenlet", "GreenletExit"), ("gevent", "Timeout"), ("eventlet", "Timeout")],
+)
+def test_what_another_scheduler_stops_a_call_with_is_no_error(events, monkeypatch, library, name):
+    """A killed greenlet and a cancelled trio task have given up as a cancelled asyncio task has, streams too."""
+    monkeypatch.setitem(sys.modules, library, SimpleNamespace(**{name: _Stopped}))
+    raised = _Stopped()
+    for stream in (False, True):
+        with pytest.raises(_Stopped) as caught:
+            sync_client(_raising(raised)).chat.completions.create(**CREATE, stream=stream)
+        assert caught.value is raised
+    with pytest.raises(_Stopped), track():
+        raise raised
+    assert [(e.status, e.error_type) for e in events] == [("CANCELLED", "_Stopped")] * 3
 
 
 @pytest.mark.anyio

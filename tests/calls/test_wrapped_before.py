@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from types import FunctionType
 from unittest import mock
 
 import openai
@@ -284,6 +286,22 @@ def test_a_tracker_of_a_view_keeps_its_context():
     assert [event.feature for event in events] == ["own"]
 
 
+def test_what_stands_for_a_resource_is_left_and_noted():
+    """As PostHog's client has it: it works as without a tracker and sends through the client, not in silence."""
+
+    class Own(openai.OpenAI):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.chat = mock.Mock(completions=self.chat.completions)
+
+    with capture_events() as events:
+        tracker = create_openai_cost_tracker(replied().client(Own), FluxGate(instrument=False))
+        answer = tracker.chat.completions.create(**ASKED)
+    assert answer.choices[0].message.content == "This is a test."
+    assert (events, tracking(answer)) == ([], None)
+    assert diagnostics.counts()["tracker_without_resource"] == 1
+
+
 def test_what_is_no_answer_has_no_tracking():
     """However it answers to whatever it is asked for."""
     assert tracking(mock.MagicMock()) is None
@@ -302,3 +320,16 @@ def test_a_resource_class_tells_its_other_bases_of_itself():
     with recorded():
         type("Registered", (SyncAPIResource, Registry), {})
     assert known == ["Registered"]
+
+
+def test_a_client_class_of_ones_own_can_be_sent_to_another_process():
+    """By value, as `cloudpickle` sends what a script or a notebook defines: with all that our wrapper on it holds."""
+
+    class Own(openai.OpenAI):
+        def request(self, *args, **kwargs):
+            return super().request(*args, **kwargs)
+
+    with recorded():
+        held = [cell.cell_contents for cell in Own.request.__closure__]
+    held = [value for value in held if not isinstance(value, FunctionType)]
+    assert [pickle.loads(pickle.dumps(value)) for value in held] == held
