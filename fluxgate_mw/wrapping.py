@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType
 from typing import Any, Final, Protocol
 
@@ -66,11 +67,15 @@ def _passing_for(target: Any, wrapper: Any) -> Any:
     """Return `wrapper` passing for `target`: its name, signature and attributes, and the globals of its module.
 
     Older releases of FastAPI look annotations that are strings up in the globals of the very function that it is given.
-    So a wrapper's body uses only what is closed over.
+    So a wrapper's body uses only what is closed over. Pyramid, which counts a view's arguments by
+    `inspect.getfullargspec`, looks at no wrapped function, and is told; FastAPI makes more of it if it is not.
     """
     called = target if hasattr(target, "__globals__") else getattr(type(target), "__call__", None)  # noqa: B004
     module_globals = getattr(called, "__globals__", wrapper.__globals__)
     moved = FunctionType(wrapper.__code__, module_globals, wrapper.__name__, None, wrapper.__closure__)
+    if "pyramid" in sys.modules:
+        with suppress(TypeError, ValueError):
+            vars(moved)["__signature__"] = inspect.signature(target)
     return functools.wraps(target)(moved)
 
 

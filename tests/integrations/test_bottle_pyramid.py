@@ -104,12 +104,29 @@ def of_pyramid() -> Any:
         identify("bob")
         return view(request)
 
+    @feature("named")
+    def named(request: Request) -> Response:
+        return view(request)
+
+    @feature("named")
+    def named_with_context(context: object, request: Request) -> Response:
+        return view(request)
+
+    class Named:
+        def __init__(self, request: Request) -> None:
+            self.request = request
+
+        @feature("named")
+        def __call__(self) -> Response:
+            return view(self.request)
+
     def api(config: Configurator) -> None:
         config.add_route("deep", "/deep/{key}")
         config.add_view(view, route_name="deep")
 
     with Configurator() as config:
-        for name, served in {"items": view, "failing": failing, "signing-in": signing_in}.items():
+        views = {"items": view, "failing": failing, "signing-in": signing_in}
+        for name, served in {**views, "named": named, "context": named_with_context, "class": Named}.items():
             config.add_route(name, f"/{name}/{{key}}")
             config.add_view(served, route_name=name)
         config.include(api, route_prefix="/api")
@@ -141,3 +158,11 @@ def of_pyramid() -> Any:
 def test_a_call_in_pyramid_knows_its_user_and_pattern(path: str, known: tuple[str | None, str | None]) -> None:
     """Of URL dispatch; where nothing matched there is none."""
     assert [who(event) for event in events_of(of_pyramid(), path)] == [known]
+
+
+@pytest.mark.parametrize("path", ["/named/7", "/context/7", "/class/7"])
+def test_a_decorated_view_of_pyramid_is_called_with_what_it_takes(path: str) -> None:
+    """Pyramid counts its arguments: with a request alone, or a context before it."""
+    assert [(event.feature, event.route) for event in events_of(of_pyramid(), path)] == [
+        ("named", f"GET {path.removesuffix('7')}{{key}}")
+    ]
