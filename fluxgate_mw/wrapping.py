@@ -67,13 +67,14 @@ def _passing_for(target: Any, wrapper: Any) -> Any:
     """Return `wrapper` passing for `target`: its name, signature and attributes, and the globals of its module.
 
     Older releases of FastAPI look annotations that are strings up in the globals of the very function that it is given.
-    So a wrapper's body uses only what is closed over. Pyramid, which counts a view's arguments by
-    `inspect.getfullargspec`, looks at no wrapped function, and is told; FastAPI makes more of it if it is not.
+    So a wrapper's body uses only what is closed over. Pyramid counts a view's arguments by `inspect.getfullargspec`,
+    which looks at no wrapped function, and is told; FastAPI would take an object's `__call__` by its word, with
+    annotations that are strings.
     """
     called = target if hasattr(target, "__globals__") else getattr(type(target), "__call__", None)  # noqa: B004
     module_globals = getattr(called, "__globals__", wrapper.__globals__)
     moved = FunctionType(wrapper.__code__, module_globals, wrapper.__name__, None, wrapper.__closure__)
-    if "pyramid" in sys.modules:
+    if "pyramid" in sys.modules and getattr(target, "__name__", None) != "__call__":
         with suppress(TypeError, ValueError):
             vars(moved)["__signature__"] = inspect.signature(target)
     return functools.wraps(target)(moved)
