@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -166,3 +167,14 @@ def test_a_decorated_view_of_pyramid_is_called_with_what_it_takes(path: str) -> 
     assert [(event.feature, event.route) for event in events_of(of_pyramid(), path)] == [
         ("named", f"GET {path.removesuffix('7')}{{key}}")
     ]
+
+
+def test_an_object_that_is_called_keeps_its_annotations() -> None:
+    """FastAPI asks for them evaluated, which nothing that Pyramid is told may hide."""
+
+    class Called:
+        @feature("named")
+        def __call__(self, request: Request) -> Response:
+            return Response(ask())
+
+    assert inspect.signature(Called(), eval_str=True).parameters["request"].annotation is Request

@@ -12,6 +12,7 @@ import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, Request, WebSocket
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
+from starlette.background import BackgroundTask
 
 from fluxgate_mw import FluxGateMiddleware, UsageEvent, User, feature, identify
 from fluxgate_mw.integrations.fastapi import identified
@@ -261,15 +262,14 @@ def test_methods_of_a_decorated_class_serve_as_endpoints() -> None:
 
     class Called:
         @feature("called")
-        async def __call__(self, item_id: int, background: BackgroundTasks) -> str:
-            background.add_task(aask)
-            return await aask()
+        async def __call__(self, item_id: int) -> PlainTextResponse:
+            return PlainTextResponse(await aask(), background=BackgroundTask(aask))
 
     app = make()
     app.add_api_route("/items/{item_id}", Views().read)
     assert [(event.feature, event.route) for event in events_of(app)] == [("views", ROUTE)]
     app = make()
-    app.add_api_route("/items/{item_id}", Called())
+    app.add_api_route("/items/{item_id}", Called(), response_model=None)
     assert [(event.feature, event.route) for event in events_of(app)] == [("called", ROUTE)] * 2
 
 
