@@ -262,8 +262,8 @@ def test_methods_of_a_decorated_class_serve_as_endpoints() -> None:
 
     class Called:
         @feature("called")
-        async def __call__(self, item_id: int) -> PlainTextResponse:
-            return PlainTextResponse(await aask(), background=BackgroundTask(aask))
+        def __call__(self, item_id: int) -> PlainTextResponse:
+            return PlainTextResponse(ask(), background=BackgroundTask(aask))
 
     app = make()
     app.add_api_route("/items/{item_id}", Views().read)
