@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from fluxgate_mw.ambient import Ambient, end_request, enter, get
 from fluxgate_mw.pins import pin
@@ -15,6 +16,8 @@ from fluxgate_mw.trust import TrustedProxies
 from fluxgate_mw.types import ASGIApp, FeatureResolver, HasRecorder, Message, Receive, Scope, Send, UserResolver
 
 __all__ = ["FluxGateMiddleware"]
+
+_SHUT_DOWN: Final = ("lifespan.shutdown.complete", "lifespan.shutdown.failed")
 
 
 class FluxGateMiddleware:
@@ -98,7 +101,7 @@ class FluxGateMiddleware:
         """
 
         async def sending(message: Message) -> None:
-            if message["type"].startswith("lifespan.shutdown."):
+            if message.get("type") in _SHUT_DOWN:
                 await finished(self._sources.recorder)
             await send(message)
 

@@ -46,7 +46,11 @@ class BackgroundFlusher:
         made = _Run(self._opened)
         if self._run is run:
             self._run = made
-            start_thread(made.thread)
+            try:
+                start_thread(made.thread)
+            except RuntimeError:
+                self._run = run
+                raise
 
     def stop(self, timeout_s: float) -> None:
         """End it once the batch in hand is stored; what is left stays in the buffers."""

@@ -122,9 +122,10 @@ class _Sources(ABC):
 
     def decoration(self, carrier: Carrier) -> Decoration | None:
         """Return what `@feature` left on the endpoint that serves the request."""
-        endpoint = guarded("resolvers", self._endpoint, carrier)
-        serving = guarded("resolvers", frameworks.serving, endpoint, self.method(carrier)) or ()
-        for each in serving:
+        return guarded("resolvers", self._decoration, carrier)
+
+    def _decoration(self, carrier: Carrier) -> Decoration | None:
+        for each in frameworks.serving(self._endpoint(carrier), self.method(carrier)):
             found: Decoration | None = getattr(each, DECORATION, None)
             if found is not None:
                 return found

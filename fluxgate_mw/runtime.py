@@ -82,11 +82,11 @@ class FluxGate:
         self._flusher_wanted = self.settings.flusher == "background"
         self.recorder: Recorder = Recorder(self.settings, _Sink(self), redact=redact)
         self._undo: Callable[[], None] | None = None
+        if self._flusher_wanted:
+            _ = self._flusher  # imported now: an event may be made by a `__del__` in the middle of an import
         self._instrument()
         FluxGate._default[:] = [self]
         set_default(self.recorder)
-        if self._flusher_wanted:
-            _ = self._flusher  # imported now: an event may be made by a `__del__` in the middle of an import
 
     @classmethod
     def default(cls) -> FluxGate:
@@ -171,7 +171,7 @@ class FluxGate:
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:  # noqa: ARG002  (the framework's signature)
-        """Start with the application; with it end the calls that are still open, and deliver what is queued."""
+        """Start with the application; then end every open call and deliver: `FastAPI(lifespan=fg.lifespan)`."""
         async with self, AsyncExitStack() as stack:
             stack.callback(end_open_calls)
             yield

@@ -16,7 +16,8 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from fluxgate_mw import FluxGate, UsageEvent, User, diagnostics, track
-from fluxgate_mw.errors import ConfigurationError
+from fluxgate_mw.errors import ConfigurationError, MissingExtraError
+from fluxgate_mw.extras import load
 from fluxgate_mw.testing import capture_events
 
 
@@ -154,15 +155,17 @@ def test_the_first_event_imports_nothing(tmp_path, flusher):
 def test_a_background_flusher_that_cannot_start_costs_no_event(monkeypatch):
     """The process may have no thread left."""
 
-    def refused(self):
+    def refused(run):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("fluxgate_mw.background.BackgroundFlusher.start", refused)
+    monkeypatch.setattr("fluxgate_mw.background.start_thread", refused)
     fg = FluxGate(flusher="background")
     fg.recorder.record(UsageEvent())
     assert fg.flush(5)
     assert fg.statistics().spooled == 1
     assert diagnostics.counts()["bug_delivery"] == 1
+    fg.recorder.record(UsageEvent())
+    assert diagnostics.counts()["bug_delivery"] == 2, "the next event tries again"
 
 
 def test_mounting_the_dashboard_flushes_in_the_background(tmp_path):
@@ -262,3 +265,19 @@ def test_no_signal_handler_is_installed(tmp_path):
         assert [signal.getsignal(number) for number in numbers] == before
         fg.dashboard(public=True)
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_one_that_cannot_be_made_leaves_nothing_behind(monkeypatch):
+    """Neither a patch nor a default: the next `FluxGate` is the first."""
+
+    def without_flusher(target, *, extra, needed_for):
+        if "background" in target:
+            raise MissingExtraError(extra, needed_for)
+        return load(target, extra=extra, needed_for=needed_for)
+
+    monkeypatch.setattr("fluxgate_mw.runtime.load", without_flusher)
+    found = openai.OpenAI.request
+    with pytest.raises(MissingExtraError):
+        FluxGate(flusher="background")
+    assert FluxGate._default == []
+    assert openai.OpenAI.request is found
