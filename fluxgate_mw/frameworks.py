@@ -87,14 +87,17 @@ def serving(endpoint: Any, method: str) -> Sequence[object]:
 
     Args:
         endpoint: As found by `asgi_endpoint` or `wsgi_endpoint`.
-        method: Of the request.
+        method: Of the request, one of a few.
     """
+    if endpoint is None:
+        return ()
     if type(endpoint) is FunctionType and not hasattr(endpoint, "view_class"):
         return (endpoint,)
     while isinstance(endpoint, partial):
         endpoint = endpoint.func
     view = getattr(endpoint, "view_class", endpoint)
-    names = (method.lower(), *(("get",) if method == "HEAD" else ()), *_DISPATCHING)
+    handler = sys.intern(method.lower())  # the interpreter's cache of attributes keeps each name that is new
+    names = (handler, *(("get",) if method == "HEAD" else ()), *_DISPATCHING)
     return [*(getattr(view, name, None) for name in names), view, endpoint, getattr(endpoint, "__self__", None)]
 
 

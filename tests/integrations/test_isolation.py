@@ -355,4 +355,4 @@ async def test_ten_thousand_requests_retain_nothing() -> None:
         finally:
             tracemalloc.stop()
     assert len(gc.get_objects()) - objects < 100
-    assert grown < 20_000
+    assert grown < 5_000
