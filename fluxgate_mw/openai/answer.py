@@ -15,7 +15,7 @@ import msgspec
 from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.openai.estimate import placed_texts, text_bytes
 from fluxgate_mw.openai.sse import event_data, split_events
-from fluxgate_mw.openai.usage import billed_beside, continued, read_usage, reported_cost_nanos
+from fluxgate_mw.openai.usage import billed_beside, continued, read_usage, reported_cost_nanos, usual_usage
 from fluxgate_mw.semconv import Status
 
 __all__ = ["Answer", "status_of"]
@@ -300,10 +300,13 @@ class Answer:
                 self.fee = _SVG
 
     def _take_usage(self, block: Mapping[str, Any]) -> None:
-        read, known = read_usage(block), self.usage
-        self.fee = billed_beside(block) or self.fee
+        usual, known = usual_usage(block), self.usage
+        read = usual or read_usage(block)
         if read is not None:
             self.usage = read if known is None else continued(known, read)
+        if usual is not None:
+            return
+        self.fee = billed_beside(block) or self.fee
         if "cost" in block or "cost_in_usd_ticks" in block:
             nanos = reported_cost_nanos(block)
             if nanos or known is None or self.usage is not known:

@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from fractions import Fraction
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.event import NANOS_PER_USD, TokenUsage
 
-__all__ = ["billed_beside", "continued", "read_usage", "reported_cost_nanos", "usd_to_nanos"]
+__all__ = ["billed_beside", "continued", "read_usage", "reported_cost_nanos", "usd_to_nanos", "usual_usage"]
 
 MOST: Final = 2**53
 MOST_UNSEEN: Final = 2**20
@@ -45,6 +47,71 @@ _WHOLE_OF: Final[Mapping[str, str | None]] = {
     "output_image_tokens": "output_tokens",
 }
 """Inside of which count each of the others is; each stands behind its whole."""
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+
+
+class _InputDetails(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    cached_tokens: _Count | None = None
+    audio_tokens: _Count | None = None
+
+    def fit_in(self, whole: int) -> bool:
+        return (self.cached_tokens or 0) <= whole and (self.audio_tokens or 0) <= whole
+
+
+class _OutputDetails(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    reasoning_tokens: _Count | None = None
+    audio_tokens: _Count | None = None
+    accepted_prediction_tokens: Any = None
+    rejected_prediction_tokens: Any = None
+
+    def fit_in(self, whole: int) -> bool:
+        return (self.reasoning_tokens or 0) <= whole and (self.audio_tokens or 0) <= whole
+
+
+class _UsualChat(msgspec.Struct, forbid_unknown_fields=True):
+    """A usage block with nothing in it but what OpenAI itself sends for texts, as most are."""
+
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    total_tokens: _Count
+    prompt_tokens_details: _InputDetails = _InputDetails()
+    completion_tokens_details: _OutputDetails = _OutputDetails()
+
+
+class _UsualResponse(msgspec.Struct, forbid_unknown_fields=True):
+    """The same in the dialect of the responses API, field by field."""
+
+    input_tokens: _Count
+    output_tokens: _Count
+    total_tokens: _Count
+    input_tokens_details: _InputDetails = _InputDetails()
+    output_tokens_details: _OutputDetails = _OutputDetails()
+
+
+def usual_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
+    """Return what `read_usage` returns, in a fraction of its time; None for a block that wants its care.
+
+    Nothing is billed beside the tokens of what is read here, and no cost is reported.
+    """
+    kind: type[Any] = _UsualChat if "prompt_tokens" in usage else _UsualResponse
+    try:
+        told = msgspec.convert(usage, kind)
+    except msgspec.ValidationError:
+        return None
+    asked, answered, total, inside_in, inside_out = msgspec.structs.astuple(told)
+    adds_up = total == asked + answered
+    if not adds_up or not inside_in.fit_in(asked) or not inside_out.fit_in(answered):
+        return None
+    return TokenUsage(
+        input_tokens=asked,
+        output_tokens=answered,
+        cache_read_input_tokens=inside_in.cached_tokens,
+        reasoning_output_tokens=inside_out.reasoning_tokens,
+        input_audio_tokens=inside_in.audio_tokens,
+        output_audio_tokens=inside_out.audio_tokens,
+    )
 
 
 def read_usage(usage: Mapping[str, Any]) -> TokenUsage | None:

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.event import TokenUsage
-from fluxgate_mw.openai.usage import MOST, MOST_UNSEEN, continued, read_usage, reported_cost_nanos, usd_to_nanos
+from fluxgate_mw.openai.usage import (
+    MOST,
+    MOST_UNSEEN,
+    billed_beside,
+    continued,
+    read_usage,
+    reported_cost_nanos,
+    usd_to_nanos,
+    usual_usage,
+)
 
 CHAT = {
     "prompt_tokens": 100,
@@ -303,6 +312,58 @@ def test_nor_is_one_of_several_blocks(blocks):
     for read in filter(None, map(read_usage, blocks)):
         known = read if known is None else continued(known, read)
         _has_no_part_larger_than_its_whole(known)
+
+
+ODD = st.sampled_from([None, True, 2.0, -1, 10, MOST, MOST + 1, "3", {}, {"cached_tokens": 3}, {"text_tokens": 3}])
+ODD_NAMES = st.sampled_from([*NAMES, "total_tokens", "cost", "citation_tokens"])
+
+
+@st.composite
+def almost_usual(draw):
+    """Draw a block as OpenAI sends it, in either dialect, with up to two things in it that are odd."""
+    asked, answered = draw(st.sampled_from([("prompt", "completion"), ("input", "output")]))
+    tokens_in, tokens_out = draw(st.integers(0, 9)), draw(st.integers(0, 9))
+    parts = st.integers(0, 9)
+    block = {
+        f"{asked}_tokens": tokens_in,
+        f"{answered}_tokens": tokens_out,
+        "total_tokens": tokens_in + tokens_out,
+        f"{asked}_tokens_details": draw(st.dictionaries(st.sampled_from(["cached_tokens", "audio_tokens"]), parts)),
+        f"{answered}_tokens_details": draw(
+            st.dictionaries(st.sampled_from(["reasoning_tokens", "rejected_prediction_tokens"]), parts)
+        ),
+    }
+    for _ in range(draw(st.integers(0, 2))):
+        name = draw(st.sampled_from(sorted(block)) | ODD_NAMES)
+        block[name] = draw(ODD)
+    return block
+
+
+@given(almost_usual())
+def test_the_quick_way_is_the_long_one(block):
+    """What is read the quick way is what the long one reads, and says nothing that only the long one looks for."""
+    quick = usual_usage(block)
+    if quick is not None:
+        assert quick == read_usage(block)
+        assert billed_beside(block) is None
+        assert reported_cost_nanos(block) is None
+
+
+@pytest.mark.parametrize("dialect", [("prompt", "completion"), ("input", "output")], ids="-".join)
+def test_the_quick_way_is_taken(dialect):
+    """It is there for what OpenAI sends, in either dialect."""
+    asked, answered = dialect
+    block = {
+        f"{asked}_tokens": 9,
+        f"{answered}_tokens": 3,
+        "total_tokens": 12,
+        f"{asked}_tokens_details": {"cached_tokens": 4},
+        f"{answered}_tokens_details": {"reasoning_tokens": 2},
+    }
+    assert usual_usage(block) == TokenUsage(9, 3, cache_read_input_tokens=4, reasoning_output_tokens=2)
+    for absurd in ({"total_tokens": 13}, {f"{asked}_tokens": True}, {f"{answered}_tokens": -1}, {"cost": 1}):
+        assert usual_usage(block | absurd) is None
+    assert usual_usage(block | {f"{asked}_tokens_details": {"cached_tokens": 10}}) is None
 
 
 def test_no_field_is_lost_between_blocks():
