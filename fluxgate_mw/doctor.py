@@ -13,8 +13,8 @@ from typing import Final, Literal
 import msgspec
 
 from fluxgate_mw import pricing
-from fluxgate_mw.errors import BackendError, FluxGateError
-from fluxgate_mw.runtime import make_buffers
+from fluxgate_mw.errors import BackendError, ConfigurationError, FluxGateError
+from fluxgate_mw.runtime import NO_HTTP_API, make_buffers
 from fluxgate_mw.settings import Settings, mask_url
 from fluxgate_mw.stores import open_store
 from fluxgate_mw.types import Buffer
@@ -26,7 +26,7 @@ LITTLE_BYTES: Final = 100_000_000
 
 _CURES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "redis": "start the server there, or mend FLUXGATE_REDIS_URL",
+        "redis": "start the server there, or mend the address (FLUXGATE_REDIS_URL, --redis-url)",
         "spool": "set FLUXGATE_SPOOL_DIR to a folder that this user may write to",
         "data folder": "set FLUXGATE_DATA_DIR to a folder that this user may write to",
         "sqlite": "set FLUXGATE_DATA_DIR or FLUXGATE_STORE_URL to a place that this user may write to",
@@ -61,12 +61,12 @@ async def examine(settings: Settings) -> list[Finding]:
 
     Concurrency: event loop only.
     """
-    findings = [_client(), _prices(), _folder("data folder", settings.data_dir)]
+    findings = [_client(), _prices(settings), _folder("data folder", settings.data_dir)]
     for buffer in make_buffers(settings):
         findings += await _buffer(buffer, settings)
     findings.append(await _checked("store", mask_url(settings.effective_store_url), lambda: _store(settings)))
     if settings.api_key is not None:
-        findings.append(Finding("HTTP API", "warning", "FLUXGATE_API_KEY is set, but this version only stores itself"))
+        findings.append(Finding("HTTP API", "warning", NO_HTTP_API))
     return findings
 
 
@@ -75,8 +75,15 @@ def _client() -> Finding:
     return Finding("openai client", "ok", f"openai {version}")
 
 
-def _prices() -> Finding:
-    return Finding("prices", "ok", pricing.table_version())
+def _prices(settings: Settings) -> Finding:
+    own, published = settings.price_file, pricing.table_version()
+    if own is None:
+        return Finding("prices", "ok", published)
+    try:
+        pricing.PriceFile(own)
+    except ConfigurationError as error:
+        return Finding("prices", "failed", f"{error}; mend the file, or set FLUXGATE_PRICE_FILE to another")
+    return Finding("prices", "ok", f"{own}, then {published}")
 
 
 def _folder(part: str, folder: Path) -> Finding:
@@ -130,4 +137,5 @@ async def _checked(part: str, where: str, check: Callable[[], Awaitable[Finding]
     try:
         return await check()
     except FluxGateError as error:
-        return Finding(part, "failed", f"{where}: {with_cure(error)}")
+        said = with_cure(error)
+        return Finding(part, "failed", said if where in said else f"{where}: {said}")

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import cached_property, partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from fluxgate_mw.flusher import Flusher, FlusherStatistics
     from fluxgate_mw.health import Health
 
-__all__ = ["FluxGate", "Statistics", "make_buffers", "make_emitter", "make_flusher", "opened_flusher"]
+__all__ = ["NO_HTTP_API", "FluxGate", "Statistics", "make_buffers", "make_emitter", "make_flusher", "opened_flusher"]
 
+NO_HTTP_API: Final = "FLUXGATE_API_KEY is set, but this version does not send events to an HTTP API yet"
 _log = logging.getLogger(__name__)
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
@@ -379,7 +380,7 @@ def _stream(settings: Settings, stream_key: str) -> Buffer:
 
 def _say_where(settings: Settings) -> None:
     if settings.api_key is not None:
-        _log.warning("FLUXGATE_API_KEY is set, but this version does not send events to an HTTP API yet")
+        _log.warning(NO_HTTP_API)
     if settings.redis_url is not None:
         _log.info("events go to the stream %s at %s", settings.stream_key, mask_url(settings.redis_url))
     else:

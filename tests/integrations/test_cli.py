@@ -170,6 +170,27 @@ def test_doctor_says_what_is_wrong(tmp_path):
     assert done.returncode == 1
     assert [words[1] for words in failed] == ["data", "redis", "spool", "store"]
     assert all({"mend", "set"} & set(words) for words in failed)
+    assert done.stdout.count("redis://127.0.0.1:1/0") == 1
+
+
+def test_doctor_reads_the_price_file(tmp_path):
+    """A list that `FluxGate()` would refuse is told with what is wrong in it; a good one with its name."""
+    prices = tmp_path / "prices.toml"
+    for content, status, verdict in (
+        ("[[prices]]\nmodel = 'm'\n", 1, "FAILED"),
+        ("[[prices]]\nmodel = 'm'\ninput_cost_per_1m_tokens = 1\n", 0, "ok"),
+    ):
+        prices.write_text(content)
+        done = run("doctor", FLUXGATE_PRICE_FILE=prices, FLUXGATE_DATA_DIR=tmp_path)
+        line = next(line for line in done.stdout.splitlines() if line.split()[1] == "prices")
+        assert (done.returncode, line.split()[0], "prices.toml" in line) == (status, verdict, True)
+
+
+def test_doctor_says_that_nothing_goes_to_an_http_api(tmp_path):
+    """In the words of the application's log, and without the key."""
+    done = run("doctor", FLUXGATE_API_KEY="hunter2", FLUXGATE_DATA_DIR=tmp_path)
+    assert "this version does not send events to an HTTP API yet" in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
 
 
 def test_doctor_warns_of_a_redis_that_may_lose_entries(tmp_path):
