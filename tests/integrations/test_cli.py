@@ -134,6 +134,7 @@ def test_a_port_in_use_is_one_clear_line(start):
         (["flush", "--once", "--redis-url", "cache:6379"], {}, 2, "redis_url (from the argument): expected an address"),
         (["serve", "--port", "99999"], {}, 2, "--port 99999: a port is a number up to 65535; 0 takes a free one\n"),
         (["flush", "--port", "99999"], {}, 2, "--port 99999: a port is a number up to 65535; 0 takes a free one\n"),
+        (["serve", "--host", "192.0.2.1"], {"FLUXGATE_DASHBOARD_TOKEN": "hunter2"}, 2, "; give an address of this"),
         (["flush", "--once", "--redis-url", "redis://127.0.0.1:1/0"], {}, 1, "refused); start the server there, or"),
         (["flush", "--once"], {"FLUXGATE_SPOOL_DIR": "/proc/nowhere"}, 1, "; set FLUXGATE_SPOOL_DIR to a folder"),
         (["flush", "--once"], {"FLUXGATE_SPOOL_DIR": __file__}, 1, "; set FLUXGATE_SPOOL_DIR to a folder"),
@@ -223,5 +224,5 @@ def test_a_demo_of_no_length_is_refused(seconds):
     """In the words of the command line, before anything is started."""
     done = run("demo", f"--seconds={seconds}")
     assert done.returncode == 2
-    assert "argument --seconds: " in done.stderr
+    assert f"argument --seconds: expected a number of seconds above 0 and below 1,000,000, got {seconds}" in done.stderr
     assert "Traceback" not in done.stderr
