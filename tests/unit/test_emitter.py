@@ -497,7 +497,7 @@ def test_a_forgotten_emitter_delivers_ends_and_is_collected(folder):
     del emitter
     gc.collect()
     assert gone() is None
-    wait_until(lambda: emitter_threads() <= others)
+    wait_until(lambda: folder.exists() and emitter_threads() <= others)  # its thread is named after its start
     assert spooled_numbers(folder) == list(range(10))
 
 
