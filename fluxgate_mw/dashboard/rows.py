@@ -74,7 +74,7 @@ class Amount:
         """Return the cost of one call; `text` = how a column writes it, None = alone."""
         shown = fmt.call_cost(event.cost_nanos, estimated=event.usage_source == "estimated")
         badge = "unpriced" if event.cost_nanos is None else None
-        note = "The price or the usage of this call is not known" if badge else ""
+        note = event.unpriced_reason or "the price or the usage of this call is not known" if badge else ""
         return cls(shown if text is None else text, fmt.exact(event.cost_nanos), event.cost_nanos, badge, note)
 
     @classmethod
