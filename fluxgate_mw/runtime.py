@@ -58,8 +58,8 @@ class FluxGate:
 
     Settings are keywords of `fluxgate_mw.settings.Settings`; they beat `FLUXGATE_<NAME>`, which beats the default.
     With `instrument` (the default) the OpenAI client is patched for the whole process. `redact` is called with each
-    text of a prompt or an answer that `capture_content` would keep, and returns what to keep of it; in the delivery's
-    thread, but where the queue is full.
+    text of a prompt or an answer that `capture_content` would keep, and returns what to keep of it: in the delivery's
+    thread, but in the caller's with `durable`, with metadata that can change, where the queue is full, and at the end.
 
     Raises:
         ConfigurationError: A setting is wrong; the message says which, where it came from, and what is allowed.
