@@ -202,7 +202,8 @@ class Settings:
     durable: bool = _setting(False, _boolean)
     """Write each event to the spool before `emit` returns: a kill -9 loses nothing."""
     flusher: FlusherPlace | None = _setting(None, _one_of(*get_args(FlusherPlace)))
-    """`background`: this process also flushes to the store; unset: only where the dashboard is mounted."""
+    """`background`: this process also flushes to the store; `none`: it never does; unset: only where the dashboard is
+    mounted."""
     claim_min_idle_s: float = _setting(30.0, _number(float, 0.1, 86_400))
     """After how long another flusher's unacknowledged entries are taken over; above the longest flush."""
     dashboard_token: str | None = _setting(None, secret=True)
