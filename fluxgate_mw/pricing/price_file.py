@@ -96,7 +96,7 @@ def _entry(where: str, item: Any) -> _Entry:
     try:
         rates = CostOverride.from_mapping({key: value for key, value in item.items() if key not in _OWN})
     except ConfigurationError as error:
-        raise ConfigurationError(f"{where}: {error}") from None
+        raise ConfigurationError(f"{where}: {str(error).removeprefix('cost_override: ')}") from None
     if rates == CostOverride():
         raise ConfigurationError(f"{where}: expected a rate, such as input_cost_per_1m_tokens")
     return _Entry(item["model"].lower(), provider and provider_spelled(provider), first, until, rates)

@@ -449,7 +449,7 @@ def test_a_price_list_may_be_json(tmp_path):
         ("nonsense", "prices.toml"),
         ("x = 1", "expected a list named prices"),
         ("[[prices]]\nprovider = 'openai'", r"prices\[0\]: expected an entry that names its model"),
-        ("[[prices]]\nmodel = 'm'\ninput = 1", r"prices\[0\]: cost_override: input"),
+        ("[[prices]]\nmodel = 'm'\ninput = 1", r"prices\[0\]: input: expected input_cost_per_1m_tokens"),
         ("[[prices]]\nmodel = 'm'\nfrom = 'soon'", r"prices\[0\]: from: expected a date"),
         ("[[prices]]\nmodel = 'm'\nprovider = 1", "provider: expected a name"),
         (
