@@ -82,7 +82,7 @@ def _prices(settings: Settings) -> Finding:
     try:
         pricing.PriceFile(own)
     except ConfigurationError as error:
-        return Finding("prices", "failed", f"{error}; mend the file, or set FLUXGATE_PRICE_FILE to another")
+        return Finding("prices", "failed", f"{error}; mend the file, or name another")
     return Finding("prices", "ok", f"{own}, then {published}")
 
 

@@ -63,17 +63,20 @@ class PriceFile:
     """
 
     def __init__(self, path: Path) -> None:
+        where = f"price_file (FLUXGATE_PRICE_FILE): {path.name}"
         try:
             text = path.read_text("utf-8")
             content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         except RecursionError:
-            raise ConfigurationError(f"price_file: {path.name}: nested too deeply") from None
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"price_file: {path.name}: {error}") from None
+            raise ConfigurationError(f"{where}: nested too deeply") from None
+        except OSError as error:
+            raise ConfigurationError(f"{where}: {error.strerror}: {path.absolute()}") from None
+        except ValueError as error:
+            raise ConfigurationError(f"{where}: {error}") from None
         entries = content.get("prices") if isinstance(content, dict) else None
         if not isinstance(entries, list):
-            raise ConfigurationError(f"price_file: {path.name}: expected a list named prices")
-        self._entries = tuple(_entry(f"price_file: {path.name}: prices[{n}]", item) for n, item in enumerate(entries))
+            raise ConfigurationError(f"{where}: expected a list named prices")
+        self._entries = tuple(_entry(f"{where}: prices[{n}]", item) for n, item in enumerate(entries))
 
     def rates(self, provider: str | None, model: str, at: datetime) -> CostOverride | None:
         """Return the rates of a model at a moment (aware UTC); None where the list has none."""
