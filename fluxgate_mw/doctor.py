@@ -32,6 +32,8 @@ _CURES: Final[Mapping[str, str]] = MappingProxyType(
         "sqlite": "set FLUXGATE_DATA_DIR or FLUXGATE_STORE_URL to a place that this user may write to",
     }
 )
+_OF_ITS_PLACE: Final = ("SQLITE_CANTOPEN", "SQLITE_NOTADB", "SQLITE_READONLY")
+"""What SQLite calls an error that another file would not have."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -50,10 +52,16 @@ class Finding(msgspec.Struct, frozen=True):
 
 def with_cure(error: FluxGateError) -> str:
     """Return what the error says and, where its kind of part has one, what to do about it."""
-    cure = _CURES.get(error.backend) if isinstance(error, BackendError) else None
-    if cure is None or (error.backend == "sqlite" and not isinstance(error.__cause__, OSError)):  # type: ignore[attr-defined]
-        return str(error)
-    return f"{error}; {cure}"
+    cure = _CURES.get(error.backend) if isinstance(error, BackendError) and _is_curable(error) else None
+    return str(error) if cure is None else f"{error}; {cure}"
+
+
+def _is_curable(error: BackendError) -> bool:
+    """Say whether another setting mends it: of a store, where the error is its place's and not its state's."""
+    if error.backend != "sqlite":
+        return True
+    cause = error.__cause__
+    return isinstance(cause, OSError) or getattr(cause, "sqlite_errorname", "").startswith(_OF_ITS_PLACE)
 
 
 async def examine(settings: Settings) -> list[Finding]:
