@@ -14,8 +14,8 @@ import msgspec
 
 from fluxgate_mw import pricing
 from fluxgate_mw.errors import BackendError, ConfigurationError, FluxGateError
-from fluxgate_mw.runtime import NO_HTTP_API, make_buffers
-from fluxgate_mw.settings import Settings, mask_url
+from fluxgate_mw.runtime import make_buffers
+from fluxgate_mw.settings import NO_HTTP_API, Settings, mask_url
 from fluxgate_mw.stores import open_store
 from fluxgate_mw.types import Buffer
 

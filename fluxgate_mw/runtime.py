@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import cached_property, partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -24,7 +24,7 @@ from fluxgate_mw.errors import BackendError
 from fluxgate_mw.event import UsageEvent, decode_event
 from fluxgate_mw.extras import load
 from fluxgate_mw.recorder import Recorder, end_open_calls, guarded, set_default, set_default_factory
-from fluxgate_mw.settings import Settings, mask_url
+from fluxgate_mw.settings import NO_HTTP_API, Settings, mask_url
 from fluxgate_mw.stores import open_store
 from fluxgate_mw.types import ASGIApp, Buffer, Pending, Store
 
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from fluxgate_mw.flusher import Flusher, FlusherStatistics
     from fluxgate_mw.health import Health
 
-__all__ = ["NO_HTTP_API", "FluxGate", "Statistics", "make_buffers", "make_emitter", "make_flusher", "opened_flusher"]
+__all__ = ["FluxGate", "Statistics", "make_buffers", "make_emitter", "make_flusher", "opened_flusher"]
 
-NO_HTTP_API: Final = "FLUXGATE_API_KEY is set, but this version does not send events to an HTTP API yet"
 _log = logging.getLogger(__name__)
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
@@ -63,6 +62,7 @@ class FluxGate:
 
     Raises:
         ConfigurationError: A setting is wrong; the message says which, where it came from, and what is allowed.
+        InstrumentationError: The installed `openai` is of unknown shape; nothing was patched.
 
     Guarantees: making one does no I/O and starts no thread; the first event starts the delivery. No signal handler is
     installed. After a fork the child starts a delivery of its own.

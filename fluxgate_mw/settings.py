@@ -19,9 +19,10 @@ from urllib.parse import urlsplit
 
 from fluxgate_mw.errors import ConfigurationError
 
-__all__ = ["PREFIX", "FlusherPlace", "Settings", "mask_url", "user_data_dir"]
+__all__ = ["NO_HTTP_API", "PREFIX", "FlusherPlace", "Settings", "mask_url", "user_data_dir"]
 
 PREFIX: Final = "FLUXGATE_"
+NO_HTTP_API: Final = "FLUXGATE_API_KEY is set, but this version does not send events to an HTTP API yet"
 FlusherPlace = Literal["none", "background"]
 
 _log = logging.getLogger(__name__)
