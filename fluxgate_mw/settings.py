@@ -193,7 +193,7 @@ class Settings:
     endpoint: str = _setting("https://fluxgate.app/api/events", _url("http", "https"))
     """Address of that HTTP API; not used by this version yet."""
     capture_content: bool = _setting(False, _boolean)
-    """Keep prompts and answers with the events."""
+    """Keep prompts and answers with the events; whoever may see the dashboard sees them there."""
     content_max_bytes: int = _setting(16_384, _number(int, 64, 1_048_576))
     """Most bytes of a prompt, and of an answer, that are kept; what is longer is cut."""
     price_file: Path | None = _setting(None, _path)
