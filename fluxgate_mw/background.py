@@ -39,7 +39,11 @@ class BackgroundFlusher:
         self._run: _Run | None = None
 
     def start(self) -> None:
-        """Start it, unless it runs in this process already. Never raises."""
+        """Start it, unless it runs in this process already.
+
+        Raises:
+            RuntimeError: The process can start no thread any more; the next call tries again.
+        """
         run = self._run
         if run is not None and run.pid == os.getpid():
             return

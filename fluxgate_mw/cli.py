@@ -6,7 +6,8 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,10 @@ def _dead_letters_parser(commands: Any, common: argparse.ArgumentParser) -> None
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < MOST_SECONDS:
         raise argparse.ArgumentTypeError(f"expected a number of seconds above 0 and below {MOST_SECONDS:,}, got {text}")
     return seconds
@@ -159,14 +163,23 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 1 if any(finding.verdict == "failed" for finding in findings) else 0
 
 
+@asynccontextmanager
+async def _keepers(settings: Settings) -> AsyncIterator[list[tuple[str, DeadLetters]]]:
+    """Give the buffers that keep dead letters, each with its name; all are closed at the end, whatever happens."""
+    async with AsyncExitStack() as stack:
+        buffers = make_buffers(settings)
+        for buffer in buffers:
+            stack.push_async_callback(buffer.aclose)
+        yield [(buffer.name, buffer) for buffer in buffers if isinstance(buffer, DeadLetters)]
+
+
 def _list_letters(arguments: argparse.Namespace) -> int:
     async def show() -> None:
-        for buffer in make_buffers(_settings(arguments)):
-            if isinstance(buffer, DeadLetters):
+        async with _keepers(_settings(arguments)) as keepers:
+            for name, buffer in keepers:
                 for letter in await buffer.dead_letters(arguments.limit):
-                    fields = msgspec.structs.asdict(letter) | {"payload": len(letter.payload), "buffer": buffer.name}
+                    fields = msgspec.structs.asdict(letter) | {"payload": len(letter.payload), "buffer": name}
                     print(json.dumps(fields) if arguments.json else _letter_line(fields))
-            await buffer.aclose()
 
     anyio.run(show)
     return 0
@@ -181,12 +194,8 @@ def _change_letters(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(f"dead-letters {arguments.action}: give ids, or --all")
 
     async def change() -> int:
-        changed = 0
-        for buffer in make_buffers(_settings(arguments)):
-            if isinstance(buffer, DeadLetters):
-                changed += await getattr(buffer, arguments.action)(arguments.ids or None)
-            await buffer.aclose()
-        return changed
+        async with _keepers(_settings(arguments)) as keepers:
+            return sum([await getattr(buffer, arguments.action)(arguments.ids or None) for _, buffer in keepers])
 
     changed = anyio.run(change)
     print(f"{changed} {'replayed' if arguments.action == 'replay' else 'dropped'}")

@@ -13,9 +13,9 @@ from typing import Final, Literal
 import msgspec
 
 from fluxgate_mw import pricing
-from fluxgate_mw.errors import BackendError, FluxGateError
+from fluxgate_mw.errors import BackendError, ConfigurationError, FluxGateError
 from fluxgate_mw.runtime import make_buffers
-from fluxgate_mw.settings import Settings, mask_url
+from fluxgate_mw.settings import NO_HTTP_API, Settings, mask_url
 from fluxgate_mw.stores import open_store
 from fluxgate_mw.types import Buffer
 
@@ -26,12 +26,14 @@ LITTLE_BYTES: Final = 100_000_000
 
 _CURES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "redis": "start the server there, or mend FLUXGATE_REDIS_URL",
+        "redis": "start the server there, or mend the address (FLUXGATE_REDIS_URL, --redis-url)",
         "spool": "set FLUXGATE_SPOOL_DIR to a folder that this user may write to",
         "data folder": "set FLUXGATE_DATA_DIR to a folder that this user may write to",
         "sqlite": "set FLUXGATE_DATA_DIR or FLUXGATE_STORE_URL to a place that this user may write to",
     }
 )
+_OF_ITS_PLACE: Final = ("SQLITE_CANTOPEN", "SQLITE_NOTADB", "SQLITE_READONLY")
+"""What SQLite calls an error that another file would not have."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -50,10 +52,16 @@ class Finding(msgspec.Struct, frozen=True):
 
 def with_cure(error: FluxGateError) -> str:
     """Return what the error says and, where its kind of part has one, what to do about it."""
-    cure = _CURES.get(error.backend) if isinstance(error, BackendError) else None
-    if cure is None or (error.backend == "sqlite" and not isinstance(error.__cause__, OSError)):  # type: ignore[attr-defined]
-        return str(error)
-    return f"{error}; {cure}"
+    cure = _CURES.get(error.backend) if isinstance(error, BackendError) and _is_curable(error) else None
+    return str(error) if cure is None else f"{error}; {cure}"
+
+
+def _is_curable(error: BackendError) -> bool:
+    """Say whether another setting mends it: of a store, where the error is its place's and not its state's."""
+    if error.backend != "sqlite":
+        return True
+    cause = error.__cause__
+    return isinstance(cause, OSError) or getattr(cause, "sqlite_errorname", "").startswith(_OF_ITS_PLACE)
 
 
 async def examine(settings: Settings) -> list[Finding]:
@@ -61,12 +69,12 @@ async def examine(settings: Settings) -> list[Finding]:
 
     Concurrency: event loop only.
     """
-    findings = [_client(), _prices(), _folder("data folder", settings.data_dir)]
+    findings = [_client(), _prices(settings), _folder("data folder", settings.data_dir)]
     for buffer in make_buffers(settings):
         findings += await _buffer(buffer, settings)
     findings.append(await _checked("store", mask_url(settings.effective_store_url), lambda: _store(settings)))
     if settings.api_key is not None:
-        findings.append(Finding("HTTP API", "warning", "FLUXGATE_API_KEY is set, but this version only stores itself"))
+        findings.append(Finding("HTTP API", "warning", NO_HTTP_API))
     return findings
 
 
@@ -75,8 +83,15 @@ def _client() -> Finding:
     return Finding("openai client", "ok", f"openai {version}")
 
 
-def _prices() -> Finding:
-    return Finding("prices", "ok", pricing.table_version())
+def _prices(settings: Settings) -> Finding:
+    own, published = settings.price_file, pricing.table_version()
+    if own is None:
+        return Finding("prices", "ok", published)
+    try:
+        pricing.PriceFile(own)
+    except ConfigurationError as error:
+        return Finding("prices", "failed", f"{error}; mend the file, or name another")
+    return Finding("prices", "ok", f"{own}, then {published}")
 
 
 def _folder(part: str, folder: Path) -> Finding:
@@ -130,4 +145,5 @@ async def _checked(part: str, where: str, check: Callable[[], Awaitable[Finding]
     try:
         return await check()
     except FluxGateError as error:
-        return Finding(part, "failed", f"{where}: {with_cure(error)}")
+        said = with_cure(error)
+        return Finding(part, "failed", said if where in said else f"{where}: {said}")

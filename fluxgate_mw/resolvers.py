@@ -60,6 +60,11 @@ class _Sources(ABC):
         user_sources: Sequence[UserSource] = USER_SOURCES,
         trusted: TrustedProxies | None = None,
     ) -> None:
+        for name, resolver in (("resolve_user", resolve_user), ("resolve_feature", resolve_feature)):
+            if resolver is not None and not callable(resolver):
+                raise ConfigurationError(f"{name}: expected a callable, not a {type(resolver).__name__}")
+        if trusted is not None and not isinstance(trusted, TrustedProxies):
+            raise ConfigurationError(f"trusted: expected a TrustedProxies, not a {type(trusted).__name__}")
         self.recorder = recorder
         self._resolve_user = resolve_user
         self._resolve_feature = resolve_feature
@@ -200,8 +205,10 @@ class WSGISources(_Sources):
 
 
 def _checked(user_sources: Sequence[UserSource]) -> frozenset[UserSource]:
+    if isinstance(user_sources, str):
+        raise ConfigurationError(f"user_sources: expected a list, not the text {user_sources!r}")
     unknown = next((source for source in user_sources if source not in USER_SOURCES), None)
-    if unknown is not None or isinstance(user_sources, str):
+    if unknown is not None:
         raise ConfigurationError(f"user_sources: {unknown!r} is none; expected some of {', '.join(USER_SOURCES)}")
     return frozenset(user_sources)
 

@@ -24,7 +24,7 @@ from fluxgate_mw.errors import BackendError
 from fluxgate_mw.event import UsageEvent, decode_event
 from fluxgate_mw.extras import load
 from fluxgate_mw.recorder import Recorder, end_open_calls, guarded, set_default, set_default_factory
-from fluxgate_mw.settings import Settings, mask_url
+from fluxgate_mw.settings import NO_HTTP_API, Settings, mask_url
 from fluxgate_mw.stores import open_store
 from fluxgate_mw.types import ASGIApp, Buffer, Pending, Store
 
@@ -57,11 +57,12 @@ class FluxGate:
 
     Settings are keywords of `fluxgate_mw.settings.Settings`; they beat `FLUXGATE_<NAME>`, which beats the default.
     With `instrument` (the default) the OpenAI client is patched for the whole process. `redact` is called with each
-    text of a prompt or an answer that `capture_content` would keep, and returns what to keep of it; in the delivery's
-    thread, but where the queue is full.
+    text of a prompt or an answer that `capture_content` would keep, and returns what to keep of it: in the delivery's
+    thread, but in the caller's with `durable`, with metadata that can change, where the queue is full, and at the end.
 
     Raises:
         ConfigurationError: A setting is wrong; the message says which, where it came from, and what is allowed.
+        InstrumentationError: The installed `openai` is of unknown shape; nothing was patched.
 
     Guarantees: making one does no I/O and starts no thread; the first event starts the delivery. No signal handler is
     installed. After a fork the child starts a delivery of its own.
@@ -379,7 +380,7 @@ def _stream(settings: Settings, stream_key: str) -> Buffer:
 
 def _say_where(settings: Settings) -> None:
     if settings.api_key is not None:
-        _log.warning("FLUXGATE_API_KEY is set, but this version does not send events to an HTTP API yet")
+        _log.warning(NO_HTTP_API)
     if settings.redis_url is not None:
         _log.info("events go to the stream %s at %s", settings.stream_key, mask_url(settings.redis_url))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -136,7 +137,8 @@ def _listener(host: str, port: int, needed_for: str) -> Any:
     except socket.gaierror as error:
         raise ConfigurationError(f"--host {host}: {error.strerror}; give an address of this machine") from error
     except OSError as error:
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+        cure = "give an address of this machine" if error.errno == errno.EADDRNOTAVAIL else "choose another --port"
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}; {cure}") from error
 
 
 @asynccontextmanager

@@ -15,19 +15,24 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar, get_args
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from fluxgate_mw.errors import ConfigurationError
 
-__all__ = ["PREFIX", "FlusherPlace", "Settings", "mask_url", "user_data_dir"]
+__all__ = ["NO_HTTP_API", "PREFIX", "FlusherPlace", "Settings", "mask_url", "user_data_dir"]
 
 PREFIX: Final = "FLUXGATE_"
+NO_HTTP_API: Final = "FLUXGATE_API_KEY is set, but this version does not send events to an HTTP API yet"
 FlusherPlace = Literal["none", "background"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
+_NO_ADDRESS: Final = (
+    "expected [user:password@]host[:port] after the ://, with a port from 0 to 65535; "
+    "in a password, write / as %2F, ? as %3F, # as %23 and @ as %40"
+)
 
 
 def user_data_dir() -> Path:
@@ -49,12 +54,15 @@ def mask_url(url: str) -> str:
     'redis://ann:***@cache:6379/0?***'
     """
     parts = urlsplit(url)
+    query = "?***" if parts.query else ""
     if not parts.netloc:
-        return f"{parts.scheme}://{parts.path}" + ("?***" if parts.query else "")
+        return f"{parts.scheme}://{parts.path}{query}"
+    if "@" in parts.path + parts.fragment:  # a password that holds the / or # that should end the host
+        return f"{parts.scheme}://***"
     credentials, at, host = parts.netloc.rpartition("@")
     user = credentials.partition(":")[0]
     netloc = f"{user}:***@{host}" if at else host
-    return urlunsplit((parts.scheme, netloc, parts.path, "***" if parts.query else "", ""))
+    return f"{parts.scheme}://{netloc}{parts.path}{query}"
 
 
 def _boolean(value: Any) -> bool:
@@ -68,7 +76,7 @@ def _boolean(value: Any) -> bool:
 
 def _number(kind: Callable[[Any], Any], low: float, high: float) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
-        expected = f"expected a {'whole number' if kind is int else 'number'} from {low:g} to {high:g}"
+        expected = f"expected a {'whole number' if kind is int else 'number'} from {low} to {high}"
         try:
             number = kind(str(value).replace("_", ""))
         except ValueError:
@@ -97,8 +105,8 @@ def _url(*schemes: str) -> Callable[[Any], str]:
         try:
             for host in urlsplit(text).netloc.rpartition("@")[2].split(","):
                 urlsplit(f"//{host}").port  # noqa: B018  (the property raises for a port that is none)
-        except ValueError as error:
-            raise ValueError(str(error)) from None
+        except ValueError:
+            raise ValueError(_NO_ADDRESS) from None  # without what it says: that may be a part of the password
         return text
 
     return convert
@@ -107,9 +115,11 @@ def _url(*schemes: str) -> Callable[[Any], str]:
 def _redis_url(value: Any) -> str:
     forms = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
     text = _url(*forms)(value)
-    scheme, _, _ = text.partition("://")
-    if scheme.endswith("+sentinel") and not urlsplit(text).path.strip("/"):
-        raise ValueError(f"expected {scheme}://host:26379/service: the service's name is missing")
+    parts = urlsplit(text)
+    if parts.netloc and "@" in parts.path + parts.fragment + parts.query.partition("=")[0]:
+        raise ValueError(_NO_ADDRESS)
+    if parts.scheme.endswith("+sentinel") and not parts.path.strip("/"):
+        raise ValueError(f"expected {parts.scheme}://host:26379/service: the service's name is missing")
     return text
 
 
@@ -183,7 +193,7 @@ class Settings:
     endpoint: str = _setting("https://fluxgate.app/api/events", _url("http", "https"))
     """Address of that HTTP API; not used by this version yet."""
     capture_content: bool = _setting(False, _boolean)
-    """Keep prompts and answers with the events."""
+    """Keep prompts and answers with the events; whoever may see the dashboard sees them there."""
     content_max_bytes: int = _setting(16_384, _number(int, 64, 1_048_576))
     """Most bytes of a prompt, and of an answer, that are kept; what is longer is cut."""
     price_file: Path | None = _setting(None, _path)
@@ -193,7 +203,8 @@ class Settings:
     durable: bool = _setting(False, _boolean)
     """Write each event to the spool before `emit` returns: a kill -9 loses nothing."""
     flusher: FlusherPlace | None = _setting(None, _one_of(*get_args(FlusherPlace)))
-    """`background`: this process also flushes to the store; unset: only where the dashboard is mounted."""
+    """`background`: this process also flushes to the store; `none`: it never does; unset: only where the dashboard is
+    mounted."""
     claim_min_idle_s: float = _setting(30.0, _number(float, 0.1, 86_400))
     """After how long another flusher's unacknowledged entries are taken over; above the longest flush."""
     dashboard_token: str | None = _setting(None, secret=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import fluxgate_mw
 from tests.docs import README, ROOT, rendered
 
 TEXT = README.read_text()
+SHOWN = [path.relative_to(ROOT) for path in ROOT.glob("fluxgate_mw/**/*.py") if ">>> " in path.read_text()]
 
 
 def test_generated_parts_are_what_the_code_says():
@@ -24,6 +27,13 @@ def test_the_test_command_is_the_one_that_ci_runs():
     """A newcomer who copies it does what CI does."""
     command = re.search(r"^(python3 -m venv .*/pytest.*)$", TEXT, re.MULTILINE)[1]
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=str)
+def test_the_examples_in_docstrings_are_true(path):
+    """Each is run as it stands."""
+    module = importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+    assert doctest.testmod(module).failed == 0
 
 
 def test_links_into_the_repository_lead_somewhere():

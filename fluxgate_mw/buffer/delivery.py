@@ -307,7 +307,8 @@ class Delivery:
         except BufferFull:
             self._spool_full += self.queue.settle()
         except BackendUnavailable as error:
-            diagnostics.note("spool_unavailable", f"usage events wait in memory: {error}")
+            cure = "`fluxgate doctor` says what to do"
+            diagnostics.note("spool_unavailable", f"usage events wait in memory: {error}; {cure}")
             return False
         else:
             self.spooled += self.queue.settle()

@@ -53,7 +53,7 @@ class Access:
             names where `public`, else all: a cookie or a session is bound to its host, an open page is not.
 
     Raises:
-        ConfigurationError: No rule was chosen, or two that contradict each other.
+        ConfigurationError: No rule was chosen, two that contradict each other, or one that cannot be asked.
     """
 
     authorize: Authorize | None = None
@@ -65,8 +65,11 @@ class Access:
         asked = self.authorize is not None or self.token is not None
         if self.public == asked:
             raise ConfigurationError(
-                "the dashboard shows names and e-mail addresses: give authorize= or token=, or public=True alone",
+                "the dashboard shows names and e-mail addresses: give authorize= or token= (or set "
+                "FLUXGATE_DASHBOARD_TOKEN), or public=True alone",
             )
+        if self.authorize is not None and not callable(self.authorize):
+            raise ConfigurationError(f"authorize: expected a callable, not a {type(self.authorize).__name__}")
         if self.token is not None and not self.token.strip():
             raise ConfigurationError("token: expected a secret that is not empty")
 

@@ -189,6 +189,7 @@ class _Pages:
             siblings=rows.request_lines(siblings),
             tokens=rows.tokens_of(event),
             context=rows.context_of(event),
+            contents=rows.contents_of(event),
         )
 
     async def costs(self, request: Request) -> Response:

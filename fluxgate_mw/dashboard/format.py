@@ -12,6 +12,7 @@ from typing import Final
 __all__ = [
     "UNKNOWN",
     "aligned",
+    "axis_cost",
     "call_cost",
     "count",
     "day",
@@ -88,6 +89,18 @@ def total_cost(nanos: int | None) -> str:
     if _rounded(nanos, _NANOS) < 1_000_000:  # noqa: PLR2004  (dollars)
         return _dollars(nanos, 0)
     return f"{_dollars(_rounded(nanos, 1_000_000), 2)}M"
+
+
+def axis_cost(nanos: int, unit: int) -> str:
+    """Return an amount on an axis with a line every `unit` nano-USD: a total, finer where cents would round the lines.
+
+    >>> [axis_cost(n * 15_000_000, 15_000_000) for n in (1, 2, 3, 4)]
+    ['$0.015', '$0.030', '$0.045', '$0.060']
+    """
+    if unit % (_NANOS // 100) == 0:
+        return total_cost(nanos)
+    digits = str(unit)
+    return _dollars(nanos, 9 - len(digits) + len(digits.rstrip("0")))
 
 
 def exact(nanos: int | None) -> str:

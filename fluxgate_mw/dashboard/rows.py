@@ -8,13 +8,25 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, Final
 
+import msgspec
+
 from fluxgate_mw.dashboard import chart
 from fluxgate_mw.dashboard import format as fmt
 from fluxgate_mw.event import UsageEvent
 from fluxgate_mw.query import CostReport, CostRow
 from fluxgate_mw.semconv import Status
 
-__all__ = ["Amount", "CostLine", "RequestLine", "context_of", "cost_lines", "labels_of", "request_lines", "tokens_of"]
+__all__ = [
+    "Amount",
+    "CostLine",
+    "RequestLine",
+    "contents_of",
+    "context_of",
+    "cost_lines",
+    "labels_of",
+    "request_lines",
+    "tokens_of",
+]
 
 _TONES: Final[Mapping[Status, str]] = {"SUCCESS": "good", "CANCELLED": "warn", "MAX_TOKENS": "warn"}
 _NAMELESS: Final = {"feature": "no feature", "user": "no user", "model": "no model"}
@@ -74,7 +86,7 @@ class Amount:
         """Return the cost of one call; `text` = how a column writes it, None = alone."""
         shown = fmt.call_cost(event.cost_nanos, estimated=event.usage_source == "estimated")
         badge = "unpriced" if event.cost_nanos is None else None
-        note = "The price or the usage of this call is not known" if badge else ""
+        note = event.unpriced_reason or "the price or the usage of this call is not known" if badge else ""
         return cls(shown if text is None else text, fmt.exact(event.cost_nanos), event.cost_nanos, badge, note)
 
     @classmethod
@@ -203,6 +215,19 @@ def context_of(event: UsageEvent) -> list[tuple[str, str]]:
     if event.finish_reasons:
         facts.append(("Finished by", ", ".join(event.finish_reasons)))
     return facts + [(f"metadata.{key}", _plain(value)) for key, value in _sorted(event.metadata.items())]
+
+
+def contents_of(event: UsageEvent) -> list[tuple[str, str]]:
+    """Return what was captured of a call as names and texts; JSON is indented, and what was cut is as it was kept."""
+    kept = (("Prompt", event.input_content), ("Answer", event.output_content))
+    return [(name, _indented(text)) for name, text in kept if text is not None]
+
+
+def _indented(text: str) -> str:
+    try:
+        return msgspec.json.format(text, indent=2)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return text
 
 
 def _sorted(items: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:

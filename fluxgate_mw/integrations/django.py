@@ -1,7 +1,7 @@
 """Django: one middleware class for sync and async projects, under WSGI and ASGI.
 
 Put it anywhere in `MIDDLEWARE`: user and route are asked for when a call is made, so it may stand before Django's
-own `AuthenticationMiddleware`.
+own `AuthenticationMiddleware`. It patches nothing: make the `FluxGate()` in an `AppConfig.ready()`.
 """
 
 from __future__ import annotations

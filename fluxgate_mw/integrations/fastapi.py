@@ -74,7 +74,10 @@ def _generator(dependency: Callable[..., Any]) -> Callable[..., Any]:
         try:
             yield user
         except BaseException as error:
-            steps.throw(error)
+            try:
+                steps.throw(error)
+            except StopIteration:
+                return
             raise
         else:
             next(steps, None)
@@ -90,7 +93,10 @@ def _async_generator(dependency: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 yield user
             except Exception as error:
-                await steps.athrow(error)
+                try:
+                    await steps.athrow(error)
+                except StopAsyncIteration:
+                    return
                 raise
             else:
                 await anext(steps, None)

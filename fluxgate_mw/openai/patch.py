@@ -244,21 +244,31 @@ class _Patch:
             for base in type(client).__mro__:
                 _put_back(base, name, original, ours)
 
+    def _origin_here(self, *, is_last: bool, streams: bool) -> Origin | None:
+        """Return the origin of a call that comes to one of ours, with what it may need covered; None where none is on.
+
+        Args:
+            is_last: Of `Origin`: no `request` of a subclass is still to come.
+            streams: Its answer will be a stream.
+        """
+        origin = self._origin
+        if origin is None:
+            return None
+        if self._absent in sys.modules:
+            guarded("uncovered", self._cover_late_client)
+        if streams:
+            self._cover_late_helpers()
+        return origin if is_last else Origin(fallback=origin.fallback)
+
     def _sync_request(self, owner: type, original: Callable[..., Any]) -> Callable[..., Any]:
         is_last = owner in _LIBRARY
 
         @functools.wraps(original)
         def request(client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
-            origin = self._origin
+            origin = self._origin_here(is_last=is_last, streams=bool(kwargs.get("stream")))
             if origin is None:
                 self.settle(client, "request", request, original)
                 return bound(original, client)(cast_to, options, *args, **kwargs)
-            if self._absent in sys.modules:
-                guarded("uncovered", self._cover_late_client)
-            if kwargs.get("stream"):
-                self._cover_late_helpers()
-            if not is_last:
-                origin = Origin(fallback=origin.fallback)
             return requested(bound(original, client), client, cast_to, options, (args, kwargs), origin)
 
         return _marked(request)
@@ -268,16 +278,10 @@ class _Patch:
 
         @functools.wraps(original)
         async def request(client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
-            origin = self._origin
+            origin = self._origin_here(is_last=is_last, streams=bool(kwargs.get("stream")))
             if origin is None:
                 self.settle(client, "request", request, original)
                 return await bound(original, client)(cast_to, options, *args, **kwargs)
-            if self._absent in sys.modules:
-                guarded("uncovered", self._cover_late_client)
-            if kwargs.get("stream"):
-                self._cover_late_helpers()
-            if not is_last:
-                origin = Origin(fallback=origin.fallback)
             return await arequested(bound(original, client), client, cast_to, options, (args, kwargs), origin)
 
         return _marked(request)

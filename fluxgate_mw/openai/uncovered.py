@@ -103,11 +103,7 @@ def _send(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def send(client: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        call = in_hand.get()
-        if isinstance(call, OpenAICall):
-            call.request = request
-        elif call is None:
-            guarded("uncovered", _look, request)
+        _sent(request)
         return bound(original, client)(request, *args, **kwargs)
 
     return yields(send, original)
@@ -118,14 +114,19 @@ def _asend(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
 
     @functools.wraps(original)
     async def send(client: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        call = in_hand.get()
-        if isinstance(call, OpenAICall):
-            call.request = request
-        elif call is None:
-            guarded("uncovered", _look, request)
+        _sent(request)
         return await bound(original, client)(request, *args, **kwargs)
 
     return yields(send, original)
+
+
+def _sent(request: Any) -> None:
+    """Tell the call in hand what is sent for it; look at what is sent for none."""
+    call = in_hand.get()
+    if isinstance(call, OpenAICall):
+        call.request = request
+    elif call is None:
+        guarded("uncovered", _look, request)
 
 
 def _look(request: Any) -> None:

@@ -63,17 +63,20 @@ class PriceFile:
     """
 
     def __init__(self, path: Path) -> None:
+        where = f"price_file (FLUXGATE_PRICE_FILE): {path.name}"
         try:
             text = path.read_text("utf-8")
             content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         except RecursionError:
-            raise ConfigurationError(f"price_file: {path.name}: nested too deeply") from None
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"price_file: {path.name}: {error}") from None
+            raise ConfigurationError(f"{where}: nested too deeply") from None
+        except OSError as error:
+            raise ConfigurationError(f"{where}: {error.strerror}: {path.absolute()}") from None
+        except ValueError as error:
+            raise ConfigurationError(f"{where}: {error}") from None
         entries = content.get("prices") if isinstance(content, dict) else None
         if not isinstance(entries, list):
-            raise ConfigurationError(f"price_file: {path.name}: expected a list named prices")
-        self._entries = tuple(_entry(f"price_file: {path.name}: prices[{n}]", item) for n, item in enumerate(entries))
+            raise ConfigurationError(f"{where}: expected a list named prices")
+        self._entries = tuple(_entry(f"{where}: prices[{n}]", item) for n, item in enumerate(entries))
 
     def rates(self, provider: str | None, model: str, at: datetime) -> CostOverride | None:
         """Return the rates of a model at a moment (aware UTC); None where the list has none."""
@@ -96,7 +99,7 @@ def _entry(where: str, item: Any) -> _Entry:
     try:
         rates = CostOverride.from_mapping({key: value for key, value in item.items() if key not in _OWN})
     except ConfigurationError as error:
-        raise ConfigurationError(f"{where}: {error}") from None
+        raise ConfigurationError(f"{where}: {str(error).removeprefix('cost_override: ')}") from None
     if rates == CostOverride():
         raise ConfigurationError(f"{where}: expected a rate, such as input_cost_per_1m_tokens")
     return _Entry(item["model"].lower(), provider and provider_spelled(provider), first, until, rates)

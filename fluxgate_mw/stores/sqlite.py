@@ -128,11 +128,11 @@ class SQLiteStore:
         return await self._readers.run(partial(self._answer, question))
 
     def _answer(self, question: Callable[[sqlite3.Connection], _T]) -> _T:
-        with _unavailable(), self._readers.borrowed() as connection, _transaction(connection, "DEFERRED"):
+        with _unavailable(self.path), self._readers.borrowed() as connection, _transaction(connection, "DEFERRED"):
             return question(connection)
 
     def _insert(self, events: Sequence[UsageEvent]) -> int:
-        with _unavailable(), self._writer.borrowed() as connection:
+        with _unavailable(self.path), self._writer.borrowed() as connection:
             with _rejected():
                 rows = [row_from_event(event) for event in events]
                 new = _write(connection, rows)
@@ -184,11 +184,12 @@ def _transaction(connection: sqlite3.Connection, kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def _unavailable() -> Iterator[None]:
+def _unavailable(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise BackendUnavailable(_BACKEND, str(error)) from error
+        said = error.strerror if isinstance(error, OSError) else None
+        raise BackendUnavailable(_BACKEND, f"{path}: {said or error}") from error
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import MagicMock
 
 import openai
 import pytest
 
 from fluxgate_mw import FluxGate, context, create_openai_cost_tracker, feature, tracking
+from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.testing import capture_events
 from tests.calls.mocks import CHAT, MESSAGES, answer, async_client, obliging, sync_client
 
@@ -25,6 +27,16 @@ def tracked(request):
     fg = FluxGate(instrument=request.param)
     with capture_events() as events:
         yield fg, events
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [(openai, "a module"), (openai.OpenAI, "the class OpenAI"), (MagicMock(spec=openai.OpenAI), "a MagicMock")],
+)
+def test_what_is_no_client_is_said_at_once(given, what):
+    """Before it fails in the middle of us, at its first call."""
+    with pytest.raises(ConfigurationError, match=rf"expected a client, such as OpenAI\(\), not {what}"):
+        create_openai_cost_tracker(given)
 
 
 def test_one_event_a_call_with_the_patch_on_and_off(tracked):

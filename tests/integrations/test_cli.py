@@ -134,11 +134,19 @@ def test_a_port_in_use_is_one_clear_line(start):
         (["flush", "--once", "--redis-url", "cache:6379"], {}, 2, "redis_url (from the argument): expected an address"),
         (["serve", "--port", "99999"], {}, 2, "--port 99999: a port is a number up to 65535; 0 takes a free one\n"),
         (["flush", "--port", "99999"], {}, 2, "--port 99999: a port is a number up to 65535; 0 takes a free one\n"),
+        (["serve", "--host", "192.0.2.1"], {"FLUXGATE_DASHBOARD_TOKEN": "hunter2"}, 2, "; give an address of this"),
         (["flush", "--once", "--redis-url", "redis://127.0.0.1:1/0"], {}, 1, "refused); start the server there, or"),
         (["flush", "--once"], {"FLUXGATE_SPOOL_DIR": "/proc/nowhere"}, 1, "; set FLUXGATE_SPOOL_DIR to a folder"),
         (["flush", "--once"], {"FLUXGATE_SPOOL_DIR": __file__}, 1, "; set FLUXGATE_SPOOL_DIR to a folder"),
         (["flush", "--once"], {"FLUXGATE_REDIS_URL": "redis://:hunter2@127.0.0.1:1/0"}, 1, "redis: "),
-        (["flush", "--once", "--data-dir", "/proc/nowhere"], {}, 1, "sqlite: "),
+        (["flush", "--once", "--data-dir", "/proc/nowhere"], {}, 1, "sqlite: /proc/nowhere/fluxgate.sqlite3: No such"),
+        (
+            ["flush", "--once", "--store-url", f"sqlite:///{__file__}"],
+            {},
+            1,
+            "not a database; set FLUXGATE_DATA_DIR or",
+        ),
+        (["flush", "--once", "--store-url", "sqlite:////proc"], {}, 1, "/proc: unable to open database file; set"),
         (["serve", "--data-dir", "/proc/nowhere", "--port", "0"], {}, 1, "sqlite: "),
         (["flush", "--store-url", "postgresql://db/x"], {}, 2, "not supported by this version yet"),
         (["dead-letters", "drop"], {}, 2, "give ids, or --all"),
@@ -170,6 +178,27 @@ def test_doctor_says_what_is_wrong(tmp_path):
     assert done.returncode == 1
     assert [words[1] for words in failed] == ["data", "redis", "spool", "store"]
     assert all({"mend", "set"} & set(words) for words in failed)
+    assert done.stdout.count("redis://127.0.0.1:1/0") == 1
+
+
+def test_doctor_reads_the_price_file(tmp_path):
+    """A list that `FluxGate()` would refuse is told with what is wrong in it; a good one with its name."""
+    prices = tmp_path / "prices.toml"
+    for content, status, verdict in (
+        ("[[prices]]\nmodel = 'm'\n", 1, "FAILED"),
+        ("[[prices]]\nmodel = 'm'\ninput_cost_per_1m_tokens = 1\n", 0, "ok"),
+    ):
+        prices.write_text(content)
+        done = run("doctor", FLUXGATE_PRICE_FILE=prices, FLUXGATE_DATA_DIR=tmp_path)
+        line = next(line for line in done.stdout.splitlines() if line.split()[1] == "prices")
+        assert (done.returncode, line.split()[0], "prices.toml" in line) == (status, verdict, True)
+
+
+def test_doctor_says_that_nothing_goes_to_an_http_api(tmp_path):
+    """In the words of the application's log, and without the key."""
+    done = run("doctor", FLUXGATE_API_KEY="hunter2", FLUXGATE_DATA_DIR=tmp_path)
+    assert "this version does not send events to an HTTP API yet" in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
 
 
 def test_doctor_warns_of_a_redis_that_may_lose_entries(tmp_path):
@@ -202,5 +231,5 @@ def test_a_demo_of_no_length_is_refused(seconds):
     """In the words of the command line, before anything is started."""
     done = run("demo", f"--seconds={seconds}")
     assert done.returncode == 2
-    assert "argument --seconds: " in done.stderr
+    assert f"argument --seconds: expected a number of seconds above 0 and below 1,000,000, got {seconds}" in done.stderr
     assert "Traceback" not in done.stderr

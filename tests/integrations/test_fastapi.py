@@ -356,6 +356,52 @@ def test_identified_leaves_the_schema_and_the_cleanup_of_its_dependency_as_they_
     assert seen == ["closed", "error", "closed"]
 
 
+def keeps_it() -> Iterator[str]:
+    try:
+        yield "ada"
+    except KeyError:
+        return
+
+
+async def akeeps_it() -> AsyncIterator[str]:
+    try:
+        yield "ada"
+    except KeyError:
+        return
+
+
+def gives_another() -> Iterator[str]:
+    try:
+        yield "ada"
+    except KeyError:
+        raise LookupError("another") from None
+
+
+async def agives_another() -> AsyncIterator[str]:
+    try:
+        yield "ada"
+    except KeyError:
+        raise LookupError("another") from None
+
+
+@pytest.mark.parametrize("dependency", [keeps_it, akeeps_it, gives_another, agives_another])
+def test_a_dependency_that_keeps_the_error_ends_as_without_identified(dependency: Callable[..., Any]) -> None:
+    """What FastAPI makes of an error that is kept, or replaced, is the same; ours was one about StopIteration."""
+
+    def outcome(dependency: Callable[..., Any]) -> str:
+        app = make()
+
+        @app.get("/")
+        async def handler(_user: str = Depends(dependency)) -> None:
+            raise KeyError("x")
+
+        with TestClient(app) as client, pytest.raises((LookupError, RuntimeError)) as caught:
+            client.get("/")
+        return repr(caught.value)
+
+    assert outcome(identified(dependency)) == outcome(dependency)
+
+
 @survival("identify() in a sync dependency")
 def test_identify_in_a_sync_dependency_holds_for_the_handler() -> None:
     """A variable set in the worker thread's context would be lost."""

@@ -241,6 +241,27 @@ def test_the_call_page_says_that_content_is_not_kept(client):
     assert "neither prompts nor answers are kept" in text
 
 
+def test_the_call_page_shows_what_was_captured():
+    """Closed, as text and never as HTML, and without saying that nothing is kept."""
+    call = UsageEvent(input_content='{"messages":[{"content":"<b>hi</b>"}]}', output_content="Hi <i>you</i> \ud83d…")
+    page = _still(call).get(f"/requests/{call.event_id}").text
+    assert re.findall(r"<details><summary>(\w+)</summary><pre>", page) == ["Prompt", "Answer"]
+    assert '{ "messages": [ { "content": "<b>hi</b>" } ] }' in _text(page)
+    assert "Hi &lt;i&gt;you&lt;/i&gt; ?…" in page
+    assert "Not captured" not in page
+
+
+def test_a_call_without_a_cost_says_why():
+    """In the words of its event, on its page and at its badge."""
+    reasons = ("unknown provider 'llm.example'", None)
+    for reason, shown in zip(reasons, (reasons[0], "the price or the usage of this call is not known"), strict=True):
+        call = UsageEvent(unpriced_reason=reason)
+        assert f"Price table: none. Unpriced: {shown}." in _text(_still(call).get(f"/requests/{call.event_id}").text)
+        assert f'title="{shown}">unpriced' in html.unescape(_still(call).get("/requests").text)
+    priced = UsageEvent(cost_nanos=1)
+    assert "Unpriced" not in _still(priced).get(f"/requests/{priced.event_id}").text
+
+
 def test_the_calls_of_a_web_request_stand_together(tmp_path):
     """The page of a call lists the others of its web request in order of time, and no call of another one."""
     user = User(id="u")

@@ -21,10 +21,11 @@ def _client(**rule) -> TestClient:
 
 
 @pytest.mark.parametrize(
-    "rule", [{}, {"public": True, "token": "x"}, {"public": True, "authorize": bool}, {"token": " "}]
+    "rule",
+    [{}, {"public": True, "token": "x"}, {"public": True, "authorize": bool}, {"token": " "}, {"authorize": True}],
 )
 def test_a_rule_must_be_chosen_and_make_sense(rule):
-    """No rule, two that contradict each other, or an empty token fail when the app is made."""
+    """No rule, two that contradict each other, an empty token or what cannot be called fail when the app is made."""
     with pytest.raises(ConfigurationError):
         make_dashboard(StillStore(), **rule)
 

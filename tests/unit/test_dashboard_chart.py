@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxgate_mw.dashboard.chart import SERIES, days_of, spark, stacked
+from fluxgate_mw.dashboard.format import axis_cost
 from fluxgate_mw.query import CostReport, CostRow, DayCost
 
 TODAY = date(2026, 11, 23)
@@ -67,6 +69,16 @@ def test_the_axis_is_in_round_steps():
     chart = stacked(_report({(0, 1): 1_120_000_000}), {"1": "one"}, [TODAY], TODAY)
     assert [line.nanos for line in chart.grid] == [300_000_000, 600_000_000, 900_000_000, 1_200_000_000]
     assert chart.today is not None
+
+
+@given(st.integers(1, 10**16))
+def test_the_lines_of_the_axis_are_as_far_apart_as_they_say(nanos):
+    """What stands at a line is its amount: four of them in even steps, none rounded onto another."""
+    chart = stacked(_report({(0, 1): nanos}), {"1": "one"}, [TODAY], TODAY)
+    said = [axis_cost(line.nanos, chart.grid[0].nanos) for line in chart.grid]
+    read = [Decimal(text.strip("$M").replace(",", "")) for text in said]
+    if len({text[-1] == "M" for text in said}) == 1:  # from a million on in millions
+        assert read == [n * read[0] for n in (1, 2, 3, 4)]
 
 
 def test_nothing_spent_draws_nothing():

@@ -110,6 +110,16 @@ def test_the_queue_is_bounded_by_events(make, folder):
     assert spooled_numbers(folder) == list(range(100))
 
 
+def test_a_spool_that_cannot_be_written_is_said_with_what_to_do(make, folder, caplog):
+    """The line names no folder, so it names the command that does."""
+    folder.write_bytes(b"")
+    emitter = make()
+    emitter.emit(numbered(1))
+    emitter.flush(0.1)
+    assert "usage events wait in memory: spool: " in caplog.text
+    assert "; `fluxgate doctor` says what to do" in caplog.text
+
+
 def test_the_queue_is_bounded_by_bytes(make, folder):
     """Past `max_bytes` new events are dropped and counted; room that was freed is used again.
 
@@ -487,7 +497,7 @@ def test_a_forgotten_emitter_delivers_ends_and_is_collected(folder):
     del emitter
     gc.collect()
     assert gone() is None
-    wait_until(lambda: emitter_threads() <= others)
+    wait_until(lambda: folder.exists() and emitter_threads() <= others)  # its thread is named after its start
     assert spooled_numbers(folder) == list(range(10))
 
 

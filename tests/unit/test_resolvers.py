@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.authentication import SimpleUser, UnauthenticatedUser
 
-from fluxgate_mw import FluxGateMiddleware, User, current, diagnostics, identify
+from fluxgate_mw import FluxGateMiddleware, FluxGateWSGIMiddleware, User, current, diagnostics, identify
 from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.testing import capture_events
 from fluxgate_mw.trust import TrustedProxies
@@ -185,6 +185,22 @@ def test_a_user_source_that_does_not_exist_is_said_at_start(sources: Any) -> Non
     """With those that do."""
     with pytest.raises(ConfigurationError, match="user_sources"):
         FluxGateMiddleware(lambda *_: None, user_sources=sources)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"user_sources": "scope"}, "user_sources: expected a list, not the text 'scope'"),
+        ({"resolve_user": "ada"}, "resolve_user: expected a callable, not a str"),
+        ({"resolve_feature": 1}, "resolve_feature: expected a callable, not a int"),
+        ({"trusted": ["10.0.0.0/8"]}, "trusted: expected a TrustedProxies, not a list"),
+    ],
+)
+@pytest.mark.parametrize("middleware", [FluxGateMiddleware, FluxGateWSGIMiddleware])
+def test_an_option_of_the_wrong_kind_fails_where_it_is_given(middleware, option, says):
+    """And not at the first call, nor in the middle of us."""
+    with pytest.raises(ConfigurationError, match=says):
+        middleware(lambda *_: None, **option)
 
 
 @pytest.mark.parametrize("networks", [[], "10.0.0.1", ["nonsense"]])

@@ -44,7 +44,8 @@ def test_an_empty_argument_of_no_setting_is_an_error():
         ("emit_interval_s", "nan", "expected a number from 0.001 to 60"),
         ("shutdown_timeout_s", "-1", "expected a number from 0 to 3600"),
         ("redis_url", "http://cache", "starts with redis://, rediss://, unix://"),
-        ("redis_url", "redis://cache:port", "Port could not be cast"),
+        ("redis_url", "redis://cache:port", "with a port from 0 to 65535"),
+        ("spool_max_bytes", "1GB", "expected a whole number from 65536 to 1125899906842624"),
         ("store_url", "mysql://x", "starts with sqlite://"),
         ("flusher", "foreground", "expected one of none, background"),
         ("log_level", "LOUD", "expected one of DEBUG, INFO, WARNING, ERROR"),
@@ -90,6 +91,22 @@ def test_secrets_are_masked():
     assert "cache:6379" in shown
 
 
+@pytest.mark.parametrize("password", ["hunter/2", "12/hunter", "12#hunter", "12?hunter", "1@2/hunter", "℀hunter"])
+@pytest.mark.parametrize("user", ["", "ann"])
+def test_a_password_that_breaks_its_address_is_not_shown(user, password):
+    """A character that ends the host of an address is to be written in its code, and the error repeats nothing."""
+    url = f"redis://{user}:{password}@cache:6379/0"
+    with pytest.raises(ConfigurationError, match="in a password, write / as %2F") as caught:
+        Settings.load({}, {"FLUXGATE_REDIS_URL": url})
+    assert "hunter" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://cache?password=a@b=c", "unix:///run/a@b.sock", "redis://:a@b@cache/0"])
+def test_an_at_sign_elsewhere_is_taken(url):
+    """What redis-py reads as it was meant is left alone."""
+    assert Settings.load({"redis_url": url}, {}).redis_url == url
+
+
 def test_settings_are_frozen():
     """Nobody changes them under a running delivery."""
     with pytest.raises(AttributeError):
@@ -130,6 +147,8 @@ def test_masking_never_raises_on_urls_that_settings_accept(text):
         ("redis://:pw@cache/0", "redis://:***@cache/0"),
         ("unix:///run/redis.sock?password=pw", "unix:///run/redis.sock?***"),
         ("sqlite:////var/x.sqlite3", "sqlite:////var/x.sqlite3"),
+        ("postgresql://ann:12/pw@db/x", "postgresql://***"),
+        ("postgresql://ann:12#pw@db/x", "postgresql://***"),
     ],
 )
 def test_masked_urls(url, shown):
