@@ -174,10 +174,12 @@ class OpenAICall(Call, eq=False):
         self.size_bytes += len(content or b"")
         self._finish(answer, self._told(answer))
 
-    def give_up(self) -> None:
-        """The answer of a background create will not be seen here."""
+    def give_up(self, response_id: str) -> None:
+        """The answer of a background create will not be seen here; its id is known."""
         diagnostics.note("not_covered_background", "a background response was never retrieved; its usage is not known")
-        self._finish(Answer(), Ending("SUCCESS"))
+        answer = Answer()
+        answer.response_id = response_id
+        self._finish(answer, Ending("SUCCESS"))
 
     def outcome(self) -> Outcome:
         """Read the answer, where that is still to be done, and return how the call ended.
