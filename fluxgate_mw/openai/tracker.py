@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Self, cast, overload
 
 import msgspec
@@ -13,6 +14,7 @@ from openai._resource import AsyncAPIResource, SyncAPIResource
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import Ambient, get
+from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.frames import set_fields
 from fluxgate_mw.openai.patch import VIEW, arequested, requested
 from fluxgate_mw.openai.request import Origin
@@ -206,6 +208,9 @@ def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> An
         client: An `OpenAI`, `AsyncOpenAI`, `AzureOpenAI` or `AsyncAzureOpenAI`, or of a subclass; never changed.
         fg: Where its events go; None = the request's, else the process's default at the time of each call.
 
+    Raises:
+        ConfigurationError: It is given what cannot be a client: a class, a module, None.
+
     Guarantees: works with the global patch off, and counts once with it on. What is set on the client later (a key, a
     header) holds for its views, and the other way round. A wrapper that others have put on the instance of a client
     or of its resource (`client.chat.completions.create = traced`) sees no call of a view, which is noted. So is an
@@ -220,6 +225,8 @@ def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> An
         >>> view is tracker
         False
     """
+    if isinstance(client, type | ModuleType) or not hasattr(client, "__dict__"):
+        raise ConfigurationError(f"client: expected one, such as openai.OpenAI(), not a {type(client).__name__}")
     recorder = getattr(client, "_fluxgate_recorder", None) if fg is None else fg.recorder
     return _view_of(client, recorder, getattr(client, "_fluxgate_fields", {}))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import openai
 import pytest
 
-from fluxgate_mw import FluxGate, context, create_openai_cost_tracker, feature, tracking
+from fluxgate_mw import FluxGate, FluxGateError, context, create_openai_cost_tracker, feature, tracking
 from fluxgate_mw.testing import capture_events
 from tests.calls.mocks import CHAT, MESSAGES, answer, async_client, obliging, sync_client
 
@@ -148,6 +149,24 @@ def test_a_disabled_fluxgate_is_silent():
     with capture_events() as events:
         assert create_openai_cost_tracker(_client(), fg).chat.completions.create(**CREATE).id == "chatcmpl-1"
     assert events == []
+
+
+@pytest.mark.parametrize("given", [openai.OpenAI, openai, None, "sk-key"], ids=["class", "module", "nothing", "key"])
+def test_what_is_no_client_is_refused_at_once(given):
+    """It says what is expected, and leaves nothing behind: a view of a class kept every later patch from being made."""
+    with pytest.raises(FluxGateError, match=r"client: expected one, such as openai.OpenAI\(\), not a"):
+        create_openai_cost_tracker(given)
+    FluxGate().stop()
+
+
+def test_a_stand_in_of_a_users_own_tests_passes():
+    """What only looks like a client is taken as it is."""
+
+    class StandIn:
+        chat = SimpleNamespace(completions=SimpleNamespace(create=lambda **_: "answer"))
+
+    view = create_openai_cost_tracker(StandIn()).with_context(user="u-1", feature="own")
+    assert view.chat.completions.create(**CREATE) == "answer"
 
 
 def test_a_cost_override_of_the_view(tracked):
