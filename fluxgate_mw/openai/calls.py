@@ -45,8 +45,10 @@ _CONTAINERS: Final = ("container", "environment")
 _SEARCHES: Final = ("-search-preview", "-search-api")
 _OPENAI_PROVIDERS: Final = ("openai", "azure")
 _OPENAI_HOST: Final = "api.openai.com"
-_SAID_FIRST: Final = 32
-"""Bytes at the start of a whole answer in which it says that it is an error, where it is one."""
+_SAID_FIRST: Final = 1024
+"""Bytes at the start of a whole answer in which it says that it is an error, where it is one: a response that failed
+does so after its id and status."""
+_ERROR: Final = b'"error"'
 _NO_BODY: Final[Mapping[str, Any]] = {}
 
 
@@ -107,7 +109,7 @@ class OpenAICall(Call, eq=False):
             content = result.model_dump_json(warnings=False).encode()
         if self.stream or content is None:
             self._follow(response)
-        elif self.body.get("background") is True or b'"error"' in content[:_SAID_FIRST]:
+        elif self.body.get("background") is True or _says_error(content):
             answer = read_answer(content)
             self._content = content
             self._finish(answer, self._told(answer))
@@ -172,10 +174,12 @@ class OpenAICall(Call, eq=False):
         self.size_bytes += len(content or b"")
         self._finish(answer, self._told(answer))
 
-    def give_up(self) -> None:
-        """The answer of a background create will not be seen here."""
+    def give_up(self, response_id: str) -> None:
+        """The answer of a background create will not be seen here; its id is known."""
         diagnostics.note("not_covered_background", "a background response was never retrieved; its usage is not known")
-        self._finish(Answer(), Ending("SUCCESS"))
+        answer = Answer()
+        answer.response_id = response_id
+        self._finish(answer, Ending("SUCCESS"))
 
     def outcome(self) -> Outcome:
         """Read the answer, where that is still to be done, and return how the call ended.
@@ -346,6 +350,12 @@ class OpenAICall(Call, eq=False):
         self._asked_tier = body.get("service_tier")
         if not _FEES.isdisjoint(body):
             self._fee = _fee_of(body)
+
+
+def _says_error(content: bytes) -> bool:
+    """Say whether a whole answer seems to be an error: at its start it has one that is not null."""
+    at = content.find(_ERROR, 0, _SAID_FIRST)
+    return at >= 0 and not content[at + len(_ERROR) : _SAID_FIRST].lstrip(b" \t\r\n:").startswith(b"null")
 
 
 def _fee_of(body: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Self, cast, overload
 
 import msgspec
@@ -208,7 +209,7 @@ def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> An
         fg: Where its events go; None = the request's, else the process's default at the time of each call.
 
     Raises:
-        ConfigurationError: It is given something else than such a client, as the module `openai` or a class of it.
+        ConfigurationError: It is given what cannot be a client: a class, the module `openai`, None.
 
     Guarantees: works with the global patch off, and counts once with it on. What is set on the client later (a key, a
     header) holds for its views, and the other way round. A wrapper that others have put on the instance of a client
@@ -224,7 +225,7 @@ def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> An
         >>> view is tracker
         False
     """
-    if not issubclass(type(client), (SyncAPIClient, AsyncAPIClient)):
+    if isinstance(client, type | ModuleType) or not hasattr(client, "__dict__"):
         what = f"the class {client.__name__}" if isinstance(client, type) else f"a {type(client).__name__}"
         raise ConfigurationError(f"create_openai_cost_tracker: expected a client, such as OpenAI(), not {what}")
     recorder = getattr(client, "_fluxgate_recorder", None) if fg is None else fg.recorder

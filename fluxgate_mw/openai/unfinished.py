@@ -23,8 +23,8 @@ class Open(Protocol):
 
     tracked: bool
 
-    def give_up(self) -> None:
-        """End with what is known."""
+    def give_up(self, response_id: str) -> None:
+        """End with what is known: nothing but the id of the answer."""
         ...
 
 
@@ -38,12 +38,13 @@ def any_open() -> bool:
 
 def hold(response_id: str, call: Open) -> None:
     """Keep the call open until its answer is retrieved."""
-    displaced = _open.pop(response_id, None)
-    if displaced is None and len(_open) >= MOST_OPEN:
-        displaced = _open.pop(next(iter(_open)), None)
+    oldest = response_id
+    if response_id not in _open and len(_open) >= MOST_OPEN:
+        oldest = next(iter(_open), response_id)
+    displaced = _open.pop(oldest, None)
     _open[response_id] = call
     if displaced is not None:
-        displaced.give_up()
+        displaced.give_up(oldest)
 
 
 def release(response_id: str | None) -> Open | None:
@@ -59,7 +60,7 @@ def end_all(*, tracked: bool = True) -> None:
     """
     for response_id, call in list(_open.items()):
         if (tracked or not call.tracked) and _open.pop(response_id, None) is call:
-            call.give_up()
+            call.give_up(response_id)
 
 
 at_process_end.append(end_all)

@@ -150,6 +150,7 @@ def test_what_is_never_retrieved_ends_with_the_patch(events):
     client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
     uninstrument_openai()
     assert [(e.usage_source, e.cost_nanos, e.unpriced_reason) for e in events] == [("none", None, "no usage")]
+    assert events[0].response_id == "resp_1"
     assert diagnostics.counts()["not_covered_background"] == 1
 
 
@@ -174,7 +175,7 @@ def test_two_creates_are_two_events_whatever_their_ids(events):
     for _ in range(2):
         client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
     client.responses.retrieve("resp_1")
-    assert sorted(e.usage_source for e in events) == ["none", "provider"]
+    assert sorted((e.usage_source, e.response_id) for e in events) == [("none", "resp_1"), ("provider", "resp_1")]
 
 
 def test_so_many_are_kept_open_and_no_more(events, monkeypatch):
@@ -184,7 +185,7 @@ def test_so_many_are_kept_open_and_no_more(events, monkeypatch):
     client = sync_client(lambda r: answer({**QUEUED, "id": next(names)}))
     for _ in range(3):
         client.responses.create(model="gpt-4o-mini", input="Hi", extra_body={"background": True})
-    assert [e.response_id for e in events] == [None]
+    assert [e.response_id for e in events] == ["a"]
     uninstrument_openai()
     assert len(events) == 3
 

@@ -216,9 +216,23 @@ def test_what_an_answer_of_status_200_repeats_is_not_kept(place, way):
     assert (event.status, event.error_type, event.error_message) == ("ERROR", "no", "Refused: …")
 
 
+@pytest.mark.parametrize("indent", [None, 2], ids=["one line", "laid out"])
+@pytest.mark.parametrize("way", ["plain", "asynchronous", "raw"])
+def test_why_a_response_failed_is_kept(way, indent):
+    """It says so after its id and status, and with its message."""
+    fault = {"error": {"code": "server_error", "message": "Refused: Say this is a test"}}
+    head = {"id": f"resp_{'0' * 50}", "object": "response", "created_at": 1, "status": "failed", "background": False}
+    body = {**head, **fault, "model": "m", "output": []}
+    with recorded() as events:
+        getattr(Asked("responses", {"model": "m", "input": "Say this is a test"}), way)(
+            Wire(Reply(json.dumps(body, indent=indent).encode(), headers=JSON))
+        )
+    assert [(e.status, e.error_type, e.error_message) for e in events] == [("ERROR", "server_error", "Refused: …")]
+
+
 def test_an_error_that_is_found_in_an_answer_later_has_no_message():
-    """Where it is said after what else there is, what was asked is forgotten by the time it is read."""
-    body = {"id": "resp_1", "object": "response", "model": "m", "status": "failed", "output": []}
+    """Where it is said after very much else, what was asked is forgotten by the time it is read."""
+    body = {"id": "resp_1", "object": "response", "status": "failed", "instructions": "x" * 1024}
     fault = {"error": {"code": "server_error", "message": "Refused: Say this is a test"}}
     with recorded() as events:
         Asked("responses", {"model": "m", "input": "Say this is a test"}).plain(

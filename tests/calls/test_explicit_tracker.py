@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from unittest.mock import MagicMock
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -27,16 +27,6 @@ def tracked(request):
     fg = FluxGate(instrument=request.param)
     with capture_events() as events:
         yield fg, events
-
-
-@pytest.mark.parametrize(
-    ("given", "what"),
-    [(openai, "a module"), (openai.OpenAI, "the class OpenAI"), (MagicMock(spec=openai.OpenAI), "a MagicMock")],
-)
-def test_what_is_no_client_is_said_at_once(given, what):
-    """Before it fails in the middle of us, at its first call."""
-    with pytest.raises(ConfigurationError, match=rf"expected a client, such as OpenAI\(\), not {what}"):
-        create_openai_cost_tracker(given)
 
 
 def test_one_event_a_call_with_the_patch_on_and_off(tracked):
@@ -160,6 +150,27 @@ def test_a_disabled_fluxgate_is_silent():
     with capture_events() as events:
         assert create_openai_cost_tracker(_client(), fg).chat.completions.create(**CREATE).id == "chatcmpl-1"
     assert events == []
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [(openai.OpenAI, "the class OpenAI"), (openai, "a module"), (None, "a NoneType"), ("sk-key", "a str")],
+)
+def test_what_is_no_client_is_refused_at_once(given, what):
+    """It says what is expected, and leaves nothing behind: a view of a class kept every later patch from being made."""
+    with pytest.raises(ConfigurationError, match=rf"expected a client, such as OpenAI\(\), not {what}$"):
+        create_openai_cost_tracker(given)
+    FluxGate().stop()
+
+
+def test_a_stand_in_of_a_users_own_tests_passes():
+    """What only looks like a client is taken as it is."""
+
+    class StandIn:
+        chat = SimpleNamespace(completions=SimpleNamespace(create=lambda **_: "answer"))
+
+    view = create_openai_cost_tracker(StandIn()).with_context(user="u-1", feature="own")
+    assert view.chat.completions.create(**CREATE) == "answer"
 
 
 def test_a_cost_override_of_the_view(tracked):
