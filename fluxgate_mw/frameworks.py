@@ -237,7 +237,7 @@ def _starlette_template(scope: Carrier) -> str | None:
     effective = (scope.get("fastapi") or {}).get("effective_route_context")
     if effective is not None and getattr(effective, "original_route", None) is not route:
         effective = None
-    path = getattr(effective, "path_format", None) or getattr(route, "path", None)
+    path = getattr(effective, "path", None) or getattr(route, "path", None)
     prefix = _mount_prefix(scope)
     return None if path is None or prefix is None else f"{prefix}{path}"
 
@@ -275,7 +275,7 @@ def _mount_prefix(scope: Carrier) -> str | None:
                 break
         else:
             return None
-        prefix += mount.path_format.removesuffix("/{path}")
+        prefix += mount.path
         rest = f"/{match['path']}".rstrip("/")
         owner = mount
     return prefix
