@@ -108,7 +108,10 @@ def _dead_letters_parser(commands: Any, common: argparse.ArgumentParser) -> None
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < MOST_SECONDS:
         raise argparse.ArgumentTypeError(f"expected a number of seconds above 0 and below {MOST_SECONDS:,}, got {text}")
     return seconds

@@ -202,5 +202,5 @@ def test_a_demo_of_no_length_is_refused(seconds):
     """In the words of the command line, before anything is started."""
     done = run("demo", f"--seconds={seconds}")
     assert done.returncode == 2
-    assert "argument --seconds: " in done.stderr
+    assert "argument --seconds: expected a number of seconds" in done.stderr
     assert "Traceback" not in done.stderr
