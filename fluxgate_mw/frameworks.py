@@ -25,6 +25,7 @@ __all__ = [
     "asgi_template",
     "django_knows",
     "framework_user",
+    "keep_django",
     "keep_flask",
     "keep_quart",
     "serving",
@@ -41,6 +42,7 @@ TEMPLATE: Final = "fluxgate.template"
 QUART: Final = "fluxgate.quart"
 """Where the Quart adapter leaves its application and request on the scope."""
 QUART_USER: Final = "fluxgate.quart_user"
+DJANGO_USER: Final = "fluxgate.django_user"
 FLASK_REQUEST: Final = "fluxgate.flask_request"
 FLASK_APP: Final = "fluxgate.flask_app"
 FLASK_USER: Final = "fluxgate.flask_user"
@@ -51,7 +53,7 @@ _DISPATCHING: Final = ("dispatch", "dispatch_request", "__call__")
 def framework_user(carrier: Carrier) -> User | None:
     """Return who Django, Flask-Login or Quart-Auth knows to be signed in; None where that cannot be asked now."""
     if (request := carrier.get(DJANGO)) is not None:
-        return _django_user(request)
+        return _django_user(request) or carrier.get(DJANGO_USER)
     if FLASK_USER in carrier:
         kept: User = carrier[FLASK_USER]
         return kept
@@ -221,6 +223,12 @@ def _on_loop() -> bool:
 def django_knows(carrier: Carrier) -> Any:
     """Return Django's own coroutine function that loads the request's user, or None where there is none to await."""
     return getattr(carrier.get(DJANGO), "auser", None)
+
+
+def keep_django(carrier: Carrier, loaded: Any) -> None:
+    """Keep in the scope whom an application's own `auser` gave: only Django's leaves the user on the request too."""
+    if (user := signed_in(loaded)) is not None and _django_user(carrier[DJANGO]) is None:
+        carrier[DJANGO_USER] = user
 
 
 def _django_template(request: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from wsgiref.util import FileWrapper, setup_testing_defaults
 
@@ -122,6 +123,18 @@ async def test_a_call_of_the_async_client_in_an_async_view_awaits_the_user(cooki
     instrument_openai()
     events = await over_asgi("/openai/7/", cookie)
     assert [who(event) for event in events] == [("5", "GET /openai/<int:key>/")]
+
+
+@pytest.mark.anyio
+async def test_whom_an_applications_own_auser_gives_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A middleware that reads a token leaves its user nowhere else; Django's own leaves it on the request."""
+
+    async def auser(request: Any) -> Any:
+        return SimpleNamespace(is_authenticated=True, id=9)
+
+    monkeypatch.setattr("django.contrib.auth.middleware.auser", auser)
+    instrument_openai()
+    assert [who(event) for event in await over_asgi("/openai/7/", None)] == [("9", "GET /openai/<int:key>/")]
 
 
 @pytest.mark.anyio
