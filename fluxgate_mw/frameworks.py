@@ -31,6 +31,7 @@ __all__ = [
     "serving",
     "signed_in_on_scope",
     "signed_in_on_state",
+    "without_lifespan",
     "wsgi_endpoint",
     "wsgi_template",
 ]
@@ -223,6 +224,11 @@ def _on_loop() -> bool:
 def django_knows(carrier: Carrier) -> Any:
     """Return Django's own coroutine function that loads the request's user, or None where there is none to await."""
     return getattr(carrier.get(DJANGO), "auser", None)
+
+
+def without_lifespan(app: Any) -> bool:
+    """Return whether it is Django's ASGI application, which raises where a server tells of its start and shutdown."""
+    return any(base.__module__ == "django.core.handlers.asgi" for base in type(app).__mro__)
 
 
 def keep_django(carrier: Carrier, loaded: Any) -> None:
