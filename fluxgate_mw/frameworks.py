@@ -41,7 +41,7 @@ DJANGO: Final = "fluxgate.django"
 TEMPLATE: Final = "fluxgate.template"
 """Where an adapter leaves the route's template on scope or environ, if its framework does not."""
 QUART: Final = "fluxgate.quart"
-"""Where the Quart adapter leaves its application and request on the scope."""
+"""Where a Quart application leaves itself and its request on the scope."""
 QUART_USER: Final = "fluxgate.quart_user"
 DJANGO_USER: Final = "fluxgate.django_user"
 FLASK_REQUEST: Final = "fluxgate.flask_request"
@@ -155,7 +155,7 @@ def _flask_user() -> User | None:
 
 
 def _quart(scope: Carrier) -> tuple[Any, Any] | None:
-    """Return Quart's application and request: as its adapter left them, else where its context is alive."""
+    """Return Quart's application and request: as they were left there, else where its context is alive."""
     kept: tuple[Any, Any] | None = scope.get(QUART)
     return kept or _quart_now(scope)
 
