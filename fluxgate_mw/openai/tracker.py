@@ -13,6 +13,7 @@ from openai._resource import AsyncAPIResource, SyncAPIResource
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import Ambient, get
+from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.frames import set_fields
 from fluxgate_mw.openai.patch import VIEW, arequested, requested
 from fluxgate_mw.openai.request import Origin
@@ -206,6 +207,9 @@ def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> An
         client: An `OpenAI`, `AsyncOpenAI`, `AzureOpenAI` or `AsyncAzureOpenAI`, or of a subclass; never changed.
         fg: Where its events go; None = the request's, else the process's default at the time of each call.
 
+    Raises:
+        ConfigurationError: It is no client, but for instance the module `openai`.
+
     Guarantees: works with the global patch off, and counts once with it on. What is set on the client later (a key, a
     header) holds for its views, and the other way round. A wrapper that others have put on the instance of a client
     or of its resource (`client.chat.completions.create = traced`) sees no call of a view, which is noted. So is an
@@ -221,6 +225,11 @@ def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> An
         False
     """
     recorder = getattr(client, "_fluxgate_recorder", None) if fg is None else fg.recorder
+    try:
+        object.__new__(_view_class(type(client)))
+    except TypeError:
+        kind = type(client).__name__
+        raise ConfigurationError(f"create_openai_cost_tracker() expects a client of openai, not a {kind}") from None
     return _view_of(client, recorder, getattr(client, "_fluxgate_fields", {}))
 
 

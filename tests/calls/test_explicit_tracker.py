@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from fluxgate_mw import FluxGate, context, create_openai_cost_tracker, feature, tracking
+from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.testing import capture_events
 from tests.calls.mocks import CHAT, MESSAGES, answer, async_client, obliging, sync_client
 
@@ -37,6 +38,13 @@ def test_one_event_a_call_with_the_patch_on_and_off(tracked):
     assert tracking(completion).tracking_id == events[0].event_id
     client.chat.completions.create(**CREATE)
     assert len(events) == (2 if fg.settings.instrument else 1)
+
+
+@pytest.mark.parametrize("what", [None, "sk-x", openai, object()])
+def test_what_is_no_client_is_said(what):
+    """At start-up and in one line; the module serves calls too, and is easily given."""
+    with pytest.raises(ConfigurationError, match=f"expects a client of openai, not a {type(what).__name__}$"):
+        create_openai_cost_tracker(what)
 
 
 def test_with_context_gives_a_new_view_merged_over_the_first(tracked):
