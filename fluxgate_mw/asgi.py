@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from fluxgate_mw.ambient import Ambient, end_request, enter, get
+from fluxgate_mw.frameworks import without_lifespan
 from fluxgate_mw.pins import pin
 from fluxgate_mw.recorder import finished, guarded
 from fluxgate_mw.request import CARRIER_KEY, RequestContext
@@ -37,7 +38,8 @@ class FluxGateMiddleware:
         trusted: What proxies in front may say; None = nothing.
 
     Guarantees: changes neither request nor response (but for `cost_header`) and raises nothing of its own. Where the
-    server tells the application of its shutdown, what is queued is delivered before that is complete. Under
+    server tells the application of its shutdown, what is queued is delivered before that is complete; Django's
+    application, which wants to hear of neither start nor shutdown, is not told. Under
     Starlette and FastAPI, one step inside the router and one around the handler of `Exception` keep the request known
     where a middleware copies the scope and where Starlette answers outside of its middleware.
 
@@ -71,7 +73,8 @@ class FluxGateMiddleware:
             self._pinned = True
             guarded("asgi", pin, self.app, scope)
         if kind != "http" and kind != "websocket":  # noqa: PLR1714  (half the time of a tuple)
-            await self.app(scope, receive, self._finishing(send) if kind == "lifespan" else send)
+            app = _lifespan if kind == "lifespan" and without_lifespan(self.app) else self.app
+            await app(scope, receive, self._finishing(send) if kind == "lifespan" else send)
             return
         covered = get()
         if CARRIER_KEY in scope and _again(scope, covered):
@@ -106,6 +109,13 @@ class FluxGateMiddleware:
             await send(message)
 
         return sending
+
+
+async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001  (an ASGI application)
+    """Be told of start and shutdown in place of an application that refuses to be."""
+    while (kind := (await receive())["type"]) != "lifespan.shutdown":
+        await send({"type": f"{kind}.complete"})
+    await send({"type": "lifespan.shutdown.complete"})
 
 
 def _again(scope: Scope, covered: Ambient) -> bool:

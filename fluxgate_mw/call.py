@@ -158,6 +158,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
             self.known, self._event, self._outcome = tracking, event, outcome
             if found is not None:
                 found.priced_nanos += event.cost_nanos or 0
+                found.unpriced += event.cost_nanos is None
         if found is not None:
             found.unsettled.pop(id(self), None)
 

@@ -129,7 +129,7 @@ async def _backlog(buffer: Buffer) -> Finding:
 
 async def _policy(buffer: Buffer) -> Finding:
     risks: list[str] = await buffer.risks()  # type: ignore[attr-defined]
-    return Finding("redis policy", "warning" if risks else "ok", "; ".join(risks) or "noeviction, persisted")
+    return Finding("redis policy", "warning" if risks else "ok", "; ".join(risks) or "nothing is evicted, persisted")
 
 
 async def _store(settings: Settings) -> Finding:

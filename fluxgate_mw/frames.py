@@ -105,7 +105,7 @@ class feature(Frame):  # noqa: N801  (used as a decorator and as a context manag
     its request that no inner frame names: also those of its streamed body and its background tasks.
 
     Args:
-        name: Of low cardinality: never an id or a path.
+        name: Of low cardinality: never an id or a path. An empty one names nothing.
         step: A part of the feature; None = the outer one's.
         metadata: Anything else to keep with the events; merged over the outer one's.
 
@@ -126,7 +126,7 @@ class feature(Frame):  # noqa: N801  (used as a decorator and as a context manag
     def __init__(self, name: str, *, step: str | None = None, **metadata: Any) -> None:
         if callable(name):
             raise ConfigurationError('@feature was put on a function without a name: write @feature("name")')
-        fields: dict[str, Any] = {"feature": name, "feature_source": "context"}
+        fields: dict[str, Any] = {} if name == "" else {"feature": name, "feature_source": "context"}
         if step is not None:
             fields["step"] = step
         if metadata:
@@ -135,7 +135,8 @@ class feature(Frame):  # noqa: N801  (used as a decorator and as a context manag
 
     def __call__(self, target: _F) -> _F:
         """Return `target` running inside this feature; see `Frame`."""
-        decoration = Frame({**self._fields, "feature_source": "decorator"})
+        named = {"feature_source": "decorator"} if "feature" in self._fields else {}
+        decoration = Frame({**self._fields, **named})
         wrapped = decoration(target)
         setattr(wrapped, DECORATION, decoration)
         return wrapped
@@ -155,7 +156,7 @@ def context(
 
     Args:
         user: As in `identify`; wins over it. None = as outside; something that is no user is counted and ignored.
-        feature: Wins over the route template and over outer features.
+        feature: Wins over the route template and over outer features. An empty one names nothing.
         step: A part of the feature.
         session_id: The user's session.
         conversation_id: The conversation that the calls belong to.
@@ -197,7 +198,7 @@ def set_fields(
         fields["user"], fields["user_source"] = known, source
     elif user is not None:
         diagnostics.note("context_no_user", f"a context was given a {type(user).__name__} without an id as its user")
-    if feature is not None:
+    if feature not in (None, ""):
         fields["feature"], fields["feature_source"] = feature, source
     if metadata and (copied := _copied(metadata)) is not None:
         fields["metadata"] = copied

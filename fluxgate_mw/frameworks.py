@@ -25,11 +25,13 @@ __all__ = [
     "asgi_template",
     "django_knows",
     "framework_user",
+    "keep_django",
     "keep_flask",
     "keep_quart",
     "serving",
     "signed_in_on_scope",
     "signed_in_on_state",
+    "without_lifespan",
     "wsgi_endpoint",
     "wsgi_template",
 ]
@@ -39,8 +41,9 @@ DJANGO: Final = "fluxgate.django"
 TEMPLATE: Final = "fluxgate.template"
 """Where an adapter leaves the route's template on scope or environ, if its framework does not."""
 QUART: Final = "fluxgate.quart"
-"""Where the Quart adapter leaves its application and request on the scope."""
+"""Where a Quart application leaves itself and its request on the scope."""
 QUART_USER: Final = "fluxgate.quart_user"
+DJANGO_USER: Final = "fluxgate.django_user"
 FLASK_REQUEST: Final = "fluxgate.flask_request"
 FLASK_APP: Final = "fluxgate.flask_app"
 FLASK_USER: Final = "fluxgate.flask_user"
@@ -51,7 +54,7 @@ _DISPATCHING: Final = ("dispatch", "dispatch_request", "__call__")
 def framework_user(carrier: Carrier) -> User | None:
     """Return who Django, Flask-Login or Quart-Auth knows to be signed in; None where that cannot be asked now."""
     if (request := carrier.get(DJANGO)) is not None:
-        return _django_user(request)
+        return _django_user(request) or carrier.get(DJANGO_USER)
     if FLASK_USER in carrier:
         kept: User = carrier[FLASK_USER]
         return kept
@@ -152,7 +155,7 @@ def _flask_user() -> User | None:
 
 
 def _quart(scope: Carrier) -> tuple[Any, Any] | None:
-    """Return Quart's application and request: as its adapter left them, else where its context is alive."""
+    """Return Quart's application and request: as they were left there, else where its context is alive."""
     kept: tuple[Any, Any] | None = scope.get(QUART)
     return kept or _quart_now(scope)
 
@@ -223,6 +226,17 @@ def django_knows(carrier: Carrier) -> Any:
     return getattr(carrier.get(DJANGO), "auser", None)
 
 
+def without_lifespan(app: Any) -> bool:
+    """Return whether it is Django's ASGI application, which raises where a server tells of its start and shutdown."""
+    return any(base.__module__ == "django.core.handlers.asgi" for base in type(app).__mro__)
+
+
+def keep_django(carrier: Carrier, loaded: Any) -> None:
+    """Keep in the scope whom an application's own `auser` gave: only Django's leaves the user on the request too."""
+    if (user := signed_in(loaded)) is not None and _django_user(carrier[DJANGO]) is None:
+        carrier[DJANGO_USER] = user
+
+
 def _django_template(request: Any) -> str | None:
     route = getattr(getattr(request, "resolver_match", None), "route", None)
     return None if route is None else f"/{route.removeprefix('^')}"
@@ -237,7 +251,7 @@ def _starlette_template(scope: Carrier) -> str | None:
     effective = (scope.get("fastapi") or {}).get("effective_route_context")
     if effective is not None and getattr(effective, "original_route", None) is not route:
         effective = None
-    path = getattr(effective, "path_format", None) or getattr(route, "path", None)
+    path = getattr(effective, "path", None) or getattr(route, "path", None)
     prefix = _mount_prefix(scope)
     return None if path is None or prefix is None else f"{prefix}{path}"
 
@@ -275,7 +289,7 @@ def _mount_prefix(scope: Carrier) -> str | None:
                 break
         else:
             return None
-        prefix += mount.path_format.removesuffix("/{path}")
+        prefix += mount.path
         rest = f"/{match['path']}".rstrip("/")
         owner = mount
     return prefix

@@ -1,20 +1,25 @@
-"""Two steps put into a Starlette or FastAPI application, so that a request stays known all the way through.
+"""Steps put into a Starlette, FastAPI or Quart application, so that a request stays known all the way through.
 
 A middleware may hand a copy of the scope on: routing then writes route and user where the request context does not
 look. One step inside the router points the context at the scope that arrived there. And the application's handler of
 `Exception` runs outside of every added middleware: one step around it brings the request's frame back.
 
-Both are found by feature, put there once, and change nothing for requests that are not known.
+Quart has put its request away when a body is streamed: what runs before a request leaves it on the scope.
+
+All are found by feature, put there once, and change nothing for requests that are not known.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from fluxgate_mw.ambient import Ambient, enter, get
+from fluxgate_mw.frameworks import QUART, keep_quart
+from fluxgate_mw.recorder import guarded
 from fluxgate_mw.request import CARRIER_KEY, RequestContext
 from fluxgate_mw.types import ASGIApp, Receive, Scope, Send
 
@@ -47,6 +52,9 @@ def _chain(app: Any) -> Iterator[Any]:
 
 
 def _pin_application(part: Any) -> None:
+    owner = getattr(part, "__self__", part)
+    if "quart" in sys.modules and isinstance(owner, sys.modules["quart"].Quart):
+        _pin_quart(owner)
     outermost = getattr(part, "middleware_stack", None)
     if hasattr(outermost, "error_response"):
         _pin_handler(outermost)
@@ -79,6 +87,33 @@ class _Pinned:
         if isinstance(request, RequestContext) and request.carrier is not scope and not request.frozen:
             request.carrier = scope
         return self.app(scope, receive, send)
+
+
+def _pin_quart(app: Any) -> None:
+    if _keep_request not in app.before_request_funcs[None]:
+        app.before_request_funcs[None].insert(0, _keep_request)
+        app.before_websocket_funcs[None].insert(0, _keep_websocket)
+        app.after_request_funcs[None].append(_keep_user)
+
+
+async def _keep_request() -> None:
+    guarded("quart", _keep, sys.modules["quart"].request)
+
+
+async def _keep_websocket() -> None:
+    guarded("quart", _keep, sys.modules["quart"].websocket)
+
+
+async def _keep_user(response: Any) -> Any:
+    guarded("quart", keep_quart, sys.modules["quart"].request.scope)
+    return response
+
+
+def _keep(proxy: Any) -> None:
+    served, app = proxy._get_current_object(), sys.modules["quart"].current_app._get_current_object()  # noqa: SLF001
+    served.scope[QUART] = (app, served)
+    if isinstance(known := served.scope.get(CARRIER_KEY), RequestContext):
+        known.links = (QUART,)
 
 
 def _pin_handler(errors: Any) -> None:

@@ -80,6 +80,7 @@ class _Found(msgspec.Struct, eq=False):
 
     calls: int = 0
     priced_nanos: int = 0
+    unpriced: int = 0
     latency_ms: float = 0.0
     user: User | None = None
     user_source: UserSource = "none"
@@ -132,6 +133,11 @@ class RequestContext(msgspec.Struct, eq=False, weakref=True):
         for call in tuple(found.unsettled.values()):
             call.settle()
         return found.priced_nanos
+
+    @property
+    def unpriced(self) -> int:
+        """How many of the calls whose cost has been asked for have none that is known."""
+        return 0 if self.known is None else self.known.unpriced
 
     @property
     def latency_ms(self) -> float:

@@ -101,7 +101,7 @@ class _Sources(ABC):
         if load is None or self.user(carrier)[0] is not None:
             return
         try:
-            await load()
+            frameworks.keep_django(carrier, await load())
         except Exception as error:  # noqa: BLE001  (the application's own database)
             diagnostics.note("user_not_loaded", f"request.auser() raised {type(error).__name__}; the user is unknown")
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +34,9 @@ _NO_ADDRESS: Final = (
     "expected [user:password@]host[:port] after the ://, with a port from 0 to 65535; "
     "in a password, write / as %2F, ? as %3F, # as %23 and @ as %40"
 )
+_HOST: Final = re.compile(r"(\[[^\s/@\[\]]+\]|[^\s/@\[\]:]+)(:\d+)?|[\da-f.]*:[\da-f.:]*:[\da-f.:]*")
+"""A name or an IPv4 address, an IPv6 address in brackets, either with its port; or an IPv6 address alone."""
+_NO_BRACKETS: Final = str.maketrans("", "", "[]")
 
 
 def user_data_dir() -> Path:
@@ -128,15 +132,17 @@ def _path(value: Any) -> Path:
 
 
 def _hosts(value: Any) -> Mapping[str, str]:
-    if isinstance(value, Mapping):
-        return MappingProxyType({str(host).lower(): str(provider) for host, provider in value.items()})
-    pairs: dict[str, str] = {}
-    for part in filter(None, (piece.strip() for piece in str(value).split(","))):
-        host, equals, provider = part.partition("=")
-        if not equals or not host.strip() or not provider.strip():
-            raise ValueError("expected host[:port]=provider, several separated by commas")
-        pairs[host.strip().lower()] = provider.strip()
-    return MappingProxyType(pairs)
+    pairs = value.items() if isinstance(value, Mapping) else _pairs(str(value))
+    hosts = {str(host).strip().lower(): str(provider).strip() for host, provider in pairs}
+    if not all(_HOST.fullmatch(host) and provider for host, provider in hosts.items()):
+        raise ValueError("expected host[:port]=provider, several separated by commas")
+    return MappingProxyType({host.translate(_NO_BRACKETS): provider for host, provider in hosts.items()})
+
+
+def _pairs(text: str) -> Iterator[tuple[str, str]]:
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        host, _, provider = part.partition("=")
+        yield host, provider
 
 
 def _setting(default: Any, convert: Callable[[Any], Any] = str, *, secret: bool = False) -> Any:

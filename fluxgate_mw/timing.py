@@ -12,16 +12,29 @@ from fluxgate_mw.types import Message, Send
 __all__ = ["Costs", "closing_comment", "is_event_stream", "server_timing", "with_cost"]
 
 _EVENT_STREAM: Final = b"text/event-stream"
+_SHOWN_BY_FOUR: Final = 100_000
+"""The least nano-USD of which four decimals show something."""
 
 
 def server_timing(request: RequestContext) -> str:
     """Return `llm;desc="3 calls $0.0042";dur=940` for the calls that have ended in this request.
 
+    With one of them unpriced it is `3 calls >= $0.0042, 1 unpriced`, with all of them `3 calls unpriced`.
+
     Source: Server Timing, W3C Working Draft, section 3 (metric name, `desc`, `dur` in milliseconds).
     """
-    noun = "call" if request.calls == 1 else "calls"
-    cost = f"{usd(request.cost_nanos):.4f}"
-    return f'llm;desc="{request.calls} {noun} ${cost}";dur={request.latency_ms:.0f}'
+    nanos, unpriced, calls = request.cost_nanos, request.unpriced, request.calls
+    said = f"{calls} call" if calls == 1 else f"{calls} calls"
+    if unpriced >= calls:
+        said += " unpriced"
+    else:
+        said += f" >= {_cost(nanos)}, {unpriced} unpriced" if unpriced else f" {_cost(nanos)}"
+    return f'llm;desc="{said}";dur={request.latency_ms:.0f}'
+
+
+def _cost(nanos: int) -> str:
+    """Return USD to four decimals, and exactly where those would all be zeros."""
+    return f"${usd(nanos):.{4 if nanos >= _SHOWN_BY_FOUR or not nanos else 9}f}"
 
 
 def closing_comment(request: RequestContext) -> bytes:

@@ -63,7 +63,7 @@ class Access:
 
     def __post_init__(self) -> None:
         asked = self.authorize is not None or self.token is not None
-        if self.public == asked:
+        if bool(self.public) == asked:
             raise ConfigurationError(
                 "the dashboard shows names and e-mail addresses: give authorize= or token= (or set "
                 "FLUXGATE_DASHBOARD_TOKEN), or public=True alone",
@@ -98,13 +98,17 @@ class Access:
         return hmac.compare_digest(cookie, _digest(self.token))
 
     async def allows(self, request: Request) -> bool:
-        """Return whether the request may see the pages. What `authorize` raises is passed on: nothing is shown."""
+        """Return whether the request may see the pages. What `authorize` raises is passed on: nothing is shown.
+
+        A response, as a login decorator gives for nobody, is no yes.
+        """
         if self.public or self.has_token(request):
             return True
         if self.authorize is None:
             return False
         answer = self.authorize(request)
-        return bool(await answer if inspect.isawaitable(answer) else answer)
+        answer = await answer if inspect.isawaitable(answer) else answer
+        return bool(answer) and not isinstance(answer, Response)
 
     def signed_in(self, request: Request, query_string: str) -> Response:
         """Return the redirect to the same page, without the token in its address, that sets the cookie."""

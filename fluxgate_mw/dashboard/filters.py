@@ -214,7 +214,7 @@ def _values(query_string: str) -> dict[str, list[str]]:
         if key not in _MANY and key not in _SINGLE:
             close = difflib.get_close_matches(key[:40], (*_MANY, *_SINGLE), n=1)
             raise QueryError(key[:40], f"no such filter{f'; did you mean {close[0]}?' if close else ''}")
-        if len(value) > _LONGEST_TEXT:
+        if key in _SINGLE and len(value) > _LONGEST_TEXT:  # a name may be longer, and has its links
             raise QueryError(key, f"expected at most {_LONGEST_TEXT} characters")
         values.setdefault(key, []).append(value)
     for key, given in values.items():

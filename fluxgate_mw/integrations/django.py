@@ -2,6 +2,9 @@
 
 Put it anywhere in `MIDDLEWARE`: user and route are asked for when a call is made, so it may stand before Django's
 own `AuthenticationMiddleware`. It patches nothing: make the `FluxGate()` in an `AppConfig.ready()`.
+
+Under uvicorn, wrap the application once more: `application = fluxgate_mw.FluxGateMiddleware(get_asgi_application())`.
+Uvicorn ends by the signal that it caught, without exit hooks, and tells of that only who takes part in the lifespan.
 """
 
 from __future__ import annotations

@@ -1,18 +1,12 @@
-"""Quart: the ASGI middleware as an extension.
-
-It keeps a request's route, and Quart-Auth's user, for bodies that are streamed after it.
-"""
+"""Quart: the ASGI middleware as an extension."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from quart import Quart, Response, current_app, request, websocket
+from quart import Quart
 
 from fluxgate_mw.asgi import FluxGateMiddleware
-from fluxgate_mw.frameworks import QUART, keep_quart
-from fluxgate_mw.recorder import guarded
-from fluxgate_mw.request import CARRIER_KEY, RequestContext
 from fluxgate_mw.types import HasRecorder
 
 __all__ = ["FluxGateQuart"]
@@ -39,28 +33,3 @@ class FluxGateQuart:
             return
         app.extensions["fluxgate"] = self
         app.asgi_app = FluxGateMiddleware(app.asgi_app, self._fluxgate, **self._options)  # type: ignore[assignment, method-assign, arg-type]
-        app.before_request_funcs[None].insert(0, _keep_request)
-        app.before_websocket_funcs[None].insert(0, _keep_websocket)
-        app.after_request_funcs[None].append(_keep_user)
-
-
-async def _keep_request() -> None:
-    _keep(request._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001
-
-
-async def _keep_websocket() -> None:
-    _keep(websocket._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001
-
-
-async def _keep_user(response: Response) -> Response:
-    scope: Any = request.scope
-    guarded("quart", keep_quart, scope)
-    return response
-
-
-def _keep(served: Any) -> None:
-    scope = served.scope
-    scope[QUART] = (current_app._get_current_object(), served)  # type: ignore[attr-defined]  # noqa: SLF001
-    known = scope.get(CARRIER_KEY)
-    if isinstance(known, RequestContext):
-        known.links = (QUART,)

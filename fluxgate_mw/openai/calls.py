@@ -45,6 +45,7 @@ _CONTAINERS: Final = ("container", "environment")
 _SEARCHES: Final = ("-search-preview", "-search-api")
 _OPENAI_PROVIDERS: Final = ("openai", "azure")
 _OPENAI_HOST: Final = "api.openai.com"
+_USUAL_PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443}
 _SAID_FIRST: Final = 1024
 """Bytes at the start of a whole answer in which it says that it is an error, where it is one: a response that failed
 does so after its id and status."""
@@ -228,7 +229,8 @@ class OpenAICall(Call, eq=False):
         """Return the provider by host; an Azure client that talks to a host that is not known talks to Azure."""
         if self.provider is None:
             host = self.base_url.host
-            provider = self.recorder.provider_of(host, self.base_url.port)
+            port = self.base_url.port or _USUAL_PORTS.get(self.base_url.scheme)
+            provider = self.recorder.provider_of(host, port)
             self.provider = "azure" if self.azure and provider.partition(":")[0] == host else provider
         return self.provider
 

@@ -431,6 +431,23 @@ def test_a_provider_of_the_users_own_stays_his_own_in_a_price_list(tmp_path):
     assert [_cost(CHAT, url)[0] for url in ("https://proxy.example/v1", "https://api.openai.com/v1")] == [0, PUBLISHED]
 
 
+@pytest.mark.parametrize(
+    ("named", "address"),
+    [
+        ("proxy.example:443", "https://proxy.example/v1"),
+        ("proxy.example:443", "https://proxy.example:443/v1"),
+        ("127.0.0.1:80", "http://127.0.0.1/v1"),
+        ("[::1]:8080", "http://[::1]:8080/v1"),
+        ("[::1]", "http://[::1]:8080/v1"),
+        ("::1", "http://[::1]:8080/v1"),
+    ],
+)
+def test_a_host_that_is_named_with_its_usual_port_or_as_ipv6_is_that_provider(named, address):
+    """An address does not keep the port that its scheme has anyway, nor the brackets."""
+    FluxGate(provider_hosts=f"{named}=openai")
+    assert _cost(CHAT, address)[0] == PUBLISHED
+
+
 def test_a_price_list_may_be_json(tmp_path):
     """The same in JSON, with dates as text."""
     entry = {

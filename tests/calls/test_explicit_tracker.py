@@ -154,7 +154,13 @@ def test_a_disabled_fluxgate_is_silent():
 
 @pytest.mark.parametrize(
     ("given", "what"),
-    [(openai.OpenAI, "the class OpenAI"), (openai, "a module"), (None, "a NoneType"), ("sk-key", "a str")],
+    [
+        (openai.OpenAI, "the class OpenAI"),
+        (openai, "a module"),
+        (None, "a NoneType"),
+        ("sk-key", "a str"),
+        (object(), "a object"),
+    ],
 )
 def test_what_is_no_client_is_refused_at_once(given, what):
     """It says what is expected, and leaves nothing behind: a view of a class kept every later patch from being made."""

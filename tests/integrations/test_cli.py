@@ -216,6 +216,18 @@ def test_doctor_warns_of_a_redis_that_may_lose_entries(tmp_path):
     assert "AOF is off" in line
 
 
+def test_doctor_names_no_policy_that_a_redis_without_a_limit_does_not_have(tmp_path):
+    """Nothing is evicted there, whatever the policy; it becomes a risk with `maxmemory`."""
+    server = RedisServer(valkey_binary(), tmp_path / "r", "--appendonly", "yes", "--maxmemory-policy", "allkeys-lru")
+    server.start()
+    try:
+        done = run("doctor", "--redis-url", server.url)
+    finally:
+        server.kill()
+    [line] = [line for line in done.stdout.splitlines() if "redis policy" in line]
+    assert line.split(None, 3) == ["ok", "redis", "policy", "nothing is evicted, persisted"]
+
+
 def test_a_dead_redis_does_not_stop_serve(start):
     """It says so once and serves what is stored."""
     process = start("serve", "--port", free_port(), "--redis-url", "redis://127.0.0.1:1/0")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from wsgiref.util import FileWrapper, setup_testing_defaults
 
@@ -19,7 +21,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from werkzeug.test import Client as WSGIClient
 
-from fluxgate_mw import FluxGateMiddleware, FluxGateWSGIMiddleware, UsageEvent, instrument_openai
+from fluxgate_mw import FluxGate, FluxGateMiddleware, FluxGateWSGIMiddleware, UsageEvent, instrument_openai
 from fluxgate_mw.integrations.django import FluxGateMiddleware as DjangoMiddleware
 from fluxgate_mw.testing import capture_events
 from tests.asking import who
@@ -125,9 +127,42 @@ async def test_a_call_of_the_async_client_in_an_async_view_awaits_the_user(cooki
 
 
 @pytest.mark.anyio
+async def test_whom_an_applications_own_auser_gives_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A middleware that reads a token leaves its user nowhere else; Django's own leaves it on the request."""
+
+    async def auser(request: Any) -> Any:
+        return SimpleNamespace(is_authenticated=True, id=9)
+
+    monkeypatch.setattr("django.contrib.auth.middleware.auser", auser)
+    instrument_openai()
+    assert [who(event) for event in await over_asgi("/openai/7/", None)] == [("9", "GET /openai/<int:key>/")]
+
+
+@pytest.mark.anyio
 async def test_a_sync_call_in_an_async_view_knows_nobody_rather_than_query_on_the_loop(cookie: str) -> None:
     """Django forbids the query there; the call goes on, and its route is known."""
     assert [who(event) for event in await over_asgi("/sync-call/7/", cookie)] == [(None, "GET /sync-call/<int:key>/")]
+
+
+@pytest.mark.anyio
+async def test_what_is_queued_is_delivered_before_the_shutdown_though_django_has_no_lifespan(tmp_path: Path) -> None:
+    """It raises where it is told of it; then uvicorn tells nobody, and ends by the signal that it caught."""
+    fg = FluxGate(spool_dir=tmp_path, emit_interval_s=60)
+    fg.record(UsageEvent())
+    messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    sent: list[tuple[str, int]] = []
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append((message["type"], fg.statistics().spooled))
+
+    try:
+        await FluxGateMiddleware(get_asgi_application(), fluxgate=fg)({"type": "lifespan"}, receive, send)
+        assert sent == [("lifespan.startup.complete", 0), ("lifespan.shutdown.complete", 1)]
+    finally:
+        fg.stop()
 
 
 def test_a_request_without_calls_loads_no_user(cookie: str) -> None:

@@ -170,6 +170,24 @@ def test_included_nested_and_mounted_routers_keep_every_prefix() -> None:
     ]
 
 
+@pytest.mark.parametrize("prefix", ["", "/v1", "/sub/1"])
+def test_included_and_mounted_routes_are_spelled_as_routes_of_the_application_are(prefix: str) -> None:
+    """Converters too: one endpoint has one spelling, wherever its router is put and whatever FastAPI it runs on."""
+    router = APIRouter()
+
+    @router.get("/files/{name:path}")
+    async def handler(name: str) -> str:
+        return await aask()
+
+    app, sub = make(), FastAPI()
+    app.add_api_route("/files/{name:path}", handler)
+    app.include_router(router, prefix="/v1")
+    sub.include_router(router)
+    app.mount("/sub/{place:int}", sub)
+    template = prefix.replace("sub/1", "sub/{place:int}")
+    assert [who(e) for e in events_of(app, f"{prefix}/files/a/b")] == [("ada", f"GET {template}/files/{{name:path}}")]
+
+
 @survival("404 and exception handlers")
 @survival("exception_handler(Exception)")
 def test_exception_handlers_know_user_and_route_and_unmatched_paths_have_no_feature() -> None:

@@ -21,6 +21,7 @@ from fluxgate_mw import (
     feature,
     identify,
     instrument_openai,
+    track,
 )
 from fluxgate_mw.request import RequestContext
 from fluxgate_mw.resolvers import USER_SOURCES
@@ -194,6 +195,30 @@ async def test_the_cost_is_sent_with_a_plain_response_and_at_the_end_of_an_event
     assert [len(silent[0]["headers"]), silent[-1]] == [1, {"type": "http.response.body"}]
     off = await served(application(b"text/event-stream", b"data: 1\n\n"))
     assert [len(off[0]["headers"]), off[-1]] == [1, {"type": "http.response.body"}]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ([("gpt-4o-mini", 1000)], "1 call $0.0002"),
+        ([("gpt-4o-mini", 100)], "1 call $0.000015000"),
+        ([("no-such-model", 100)], "1 call unpriced"),
+        ([("no-such-model", 100), ("no-such-model", 9)], "2 calls unpriced"),
+        ([("gpt-4o-mini", 1000), ("no-such-model", 100)], "2 calls >= $0.0002, 1 unpriced"),
+    ],
+)
+async def test_a_cost_that_is_not_known_is_not_said_to_be_nothing(tokens: list[tuple[str, int]], said: str) -> None:
+    """Nor one that is small: the calls of a cheap model cost less than a hundredth of a cent."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for model, number in tokens:
+            with track() as call:
+                call.usage(provider="openai", model=model, input_tokens=number, output_tokens=0)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    [start, _] = await served(app, cost_header=True)
+    assert dict(start["headers"])[b"server-timing"].decode().startswith(f'llm;desc="{said}";dur=')
 
 
 SOURCES = {

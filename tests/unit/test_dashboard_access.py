@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.responses import RedirectResponse
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
@@ -22,7 +23,14 @@ def _client(**rule) -> TestClient:
 
 @pytest.mark.parametrize(
     "rule",
-    [{}, {"public": True, "token": "x"}, {"public": True, "authorize": bool}, {"token": " "}, {"authorize": True}],
+    [
+        {},
+        {"public": True, "token": "x"},
+        {"public": True, "authorize": bool},
+        {"public": "yes", "authorize": bool},
+        {"authorize": True},
+        {"token": " "},
+    ],
 )
 def test_a_rule_must_be_chosen_and_make_sense(rule):
     """No rule, two that contradict each other, an empty token or what cannot be called fail when the app is made."""
@@ -97,10 +105,10 @@ def test_the_redirect_stays_here():
     assert reply.headers["location"] == "/evil.example/"
 
 
-@pytest.mark.parametrize("answer", [True, False])
+@pytest.mark.parametrize("answer", [True, False, RedirectResponse("/login")])
 @pytest.mark.parametrize("waits", [True, False])
 def test_the_application_decides(answer, waits):
-    """`authorize`, sync or async, is given the request and lets it in or not."""
+    """`authorize`, sync or async, is given the request and lets it in or not; a response is no yes."""
     seen: list[str] = []
 
     def ask(request: Request) -> bool:
@@ -111,7 +119,7 @@ def test_the_application_decides(answer, waits):
         return ask(request)
 
     reply = _client(authorize=ask_async if waits else ask).get("/costs")
-    assert reply.status_code == (200 if answer else 403)
+    assert reply.status_code == (200 if answer is True else 403)
     assert seen == ["/costs"]
 
 

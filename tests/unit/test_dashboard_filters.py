@@ -106,6 +106,13 @@ def test_what_is_wrong_is_said(query_string, message):
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize("field", ["feature", "user", "model"])
+def test_a_long_name_has_a_link_that_is_understood(field):
+    """Ids of users have up to 256 characters, features and models any number."""
+    name = "n" * 3000
+    assert parse(View().only(field, name)[1:]).chosen() == [(field, name)]
+
+
 def test_ranges_of_days_start_at_midnight():
     """Seven days are today and the six before it, whole; hours are counted back from now."""
     assert View(range="7d").where(NOW).since == datetime(2026, 11, 17, tzinfo=UTC)

@@ -51,6 +51,15 @@ def test_a_decorated_function_runs_inside_the_feature_and_leaves_it() -> None:
     assert name() is None
 
 
+def test_an_empty_name_names_nothing() -> None:
+    """As what a resolver gives: no page could show or select it. What else is set holds."""
+    unnamed = feature("", team="search")(lambda: ambient.get().resolved())
+    assert (unnamed().feature, unnamed().feature_source, unnamed().metadata) == (None, "none", {"team": "search"})
+    with feature("outer"), feature(""), context(feature="", step="s"):
+        assert name() == "outer"
+        assert unnamed().feature_source == "context"
+
+
 @pytest.mark.anyio
 async def test_a_decorated_coroutine_function_runs_inside_the_feature() -> None:
     """Across an await too."""

@@ -50,6 +50,10 @@ def test_an_empty_argument_of_no_setting_is_an_error():
         ("flusher", "foreground", "expected one of none, background"),
         ("log_level", "LOUD", "expected one of DEBUG, INFO, WARNING, ERROR"),
         ("provider_hosts", "127.0.0.1", "expected host[:port]=provider"),
+        ("provider_hosts", "http://127.0.0.1:8000=openai", "expected host[:port]=provider"),
+        ("provider_hosts", "llm.example/v1=openai", "expected host[:port]=provider"),
+        ("provider_hosts", "llm.example:port=openai", "expected host[:port]=provider"),
+        ("provider_hosts", "llm.example=", "expected host[:port]=provider"),
     ],
 )
 @pytest.mark.parametrize("source", ["argument", "environment"])
@@ -128,6 +132,13 @@ def test_provider_hosts(value):
     """Hosts are read without regard to case, from text or a mapping."""
     hosts = Settings.load({"provider_hosts": value}, {}).provider_hosts
     assert dict(hosts) == {"127.0.0.1:80": "openai", "llm.example": "groq"}
+
+
+@pytest.mark.parametrize("host", ["http://llm.example", "llm.example/v1", "", "::1]:80"])
+def test_hosts_of_a_mapping_are_checked_too(host):
+    """An address matches no host, and would leave its calls without a price."""
+    with pytest.raises(ConfigurationError, match="expected host"):
+        Settings.load({"provider_hosts": {host: "openai"}}, {})
 
 
 @given(st.text(max_size=60))
