@@ -124,6 +124,8 @@ async def _backlog(buffer: Buffer) -> Finding:
     waiting = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in backlog.items())
     if backlog.get("dead_letters"):
         return Finding(buffer.name, "warning", f"{waiting}; see `fluxgate dead-letters list`")
+    if backlog.get("quarantined"):
+        return Finding(buffer.name, "warning", f"{waiting}; damaged parts lie there as *.bad: keep or delete them")
     return Finding(buffer.name, "ok", waiting)
 
 

@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from fluxgate_mw import diagnostics
 from fluxgate_mw.buffer.segments import OPEN, SEALED, adopt, next_frame, try_lock
 from fluxgate_mw.types import Entry
 
@@ -24,6 +25,8 @@ __all__ = ["SpoolReader"]
 
 _CAREFUL_FROM: Final = 3
 _BAD: Final = ".bad"
+_UNREADABLE: Final = (PermissionError, IsADirectoryError)
+"""What opening a segment raises that was made by another user, or that is none."""
 
 
 class _Reading(msgspec.Struct, eq=False):
@@ -121,8 +124,9 @@ class SpoolReader:
                 self._current = self._open(name)
             except FileNotFoundError:
                 continue
-            except (PermissionError, IsADirectoryError):
+            except _UNREADABLE as error:
                 (self._folder / name).rename(self._folder / f"{name}{_BAD}")
+                diagnostics.note("spool_unreadable", f"the spool's {name} was set aside as {_BAD}: {error.strerror}")
             else:
                 return self._current
         return None
@@ -174,6 +178,9 @@ class SpoolReader:
         path = self._folder / f"{reading.base}-{start}{_BAD}"
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
             file.write(reading.data[start:end])
+        diagnostics.note(
+            "spool_quarantined", f"{end - start:,} damaged bytes of the spool were set aside as {path.name}"
+        )
 
     def _end(self, reading: _Reading) -> None:
         reading.data, self._current = b"", None
@@ -215,8 +222,14 @@ class SpoolReader:
                 total += len(reading.given) + _count_frames(reading.data, reading.offset)
             else:
                 with contextlib.suppress(FileNotFoundError):
-                    total += _frames_in(self._folder / name, size)
+                    total += self._frames_in(name, size)
         return total
+
+    def _frames_in(self, name: str, size: int) -> int:
+        try:
+            return _frames_in(self._folder / name, size)
+        except _UNREADABLE:
+            return 1  # whatever it holds, until its turn comes and it is set aside
 
     def first_entry(self, names: Iterable[str]) -> Entry | None:
         """Return the first entry of these segments that was not acknowledged here, without giving it out."""
@@ -224,7 +237,7 @@ class SpoolReader:
             reading = self._readings.get(name.partition(".")[0])
             if reading is not None and reading.given:
                 return next(entry for entry, _ in reading.given.values())
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, *_UNREADABLE):
                 data, start = self._unread_part(name, reading)
                 if found := next_frame(data, start):
                     return Entry(f"{name.partition('.')[0]}:{found[0]}", found[2])

@@ -201,6 +201,16 @@ def test_doctor_says_that_nothing_goes_to_an_http_api(tmp_path):
     assert "hunter2" not in done.stdout + done.stderr
 
 
+def test_doctor_warns_of_damaged_parts_of_the_spool(tmp_path):
+    """Events may be in them; who looks for what is missing is told where it lies."""
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "1-1-000000-0.bad").write_bytes(b"garbage")
+    done = run("doctor", "--data-dir", tmp_path)
+    [line] = [line for line in done.stdout.splitlines() if " spool " in line]
+    assert line.startswith("WARNING")
+    assert line.endswith("1 quarantined; damaged parts lie there as *.bad: keep or delete them")
+
+
 def test_doctor_warns_of_a_redis_that_may_lose_entries(tmp_path):
     """Eviction and no persistence are named as what they can cost."""
     options = ("--save", "", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")

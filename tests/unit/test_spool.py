@@ -235,8 +235,8 @@ def test_the_cap_counts_what_others_wrote(folder):
         Spool(folder, max_bytes=2000).append_nowait(one(0))
 
 
-def test_a_damaged_part_is_set_aside_and_the_rest_is_read(folder):
-    """Bytes that are no intact frame are kept in a `.bad` file; frames before and after them are read."""
+def test_a_damaged_part_is_set_aside_and_the_rest_is_read(folder, caplog):
+    """Bytes that are no intact frame are kept in a `.bad` file, which is said; frames before and after are read."""
     folder.mkdir(parents=True)
     torn = frame(one(2))[:-3]
     data = frame(one(0)) + b"garbage" + frame(one(1)) + torn
@@ -246,16 +246,20 @@ def test_a_damaged_part_is_set_aside_and_the_rest_is_read(folder):
     assert first.read_bytes() == b"garbage"
     assert last.read_bytes() == torn
     assert anyio.run(Spool(folder).backlog)["quarantined"] == 2
+    assert f"7 damaged bytes of the spool were set aside as {first.name}" in caplog.text
 
 
-def test_a_segment_that_is_no_file_does_not_stop_the_others(folder):
-    """What cannot be read is set aside by its name, and the next segment is read."""
+def test_a_segment_that_is_no_file_does_not_stop_the_others(folder, caplog):
+    """What cannot be read is set aside by its name, which is said, and the next segment is read."""
     (folder / "00000000000000000001-1-000000.seg").mkdir(parents=True)
     spool = Spool(folder)
     spool.append_nowait(one(0))
     spool.seal()
+    assert anyio.run(spool.backlog)["entries"] == 2  # so that who waits for it to be empty has it read
+    assert anyio.run(spool.oldest) is not None
     assert spooled_numbers(folder) == [0]
     assert len(names(folder, ".bad")) == 1
+    assert "00000000000000000001-1-000000.seg was set aside as .bad: Is a directory" in caplog.text
 
 
 def test_foreign_files_are_left_alone(folder):
