@@ -21,8 +21,9 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ LOST_AT_MOST_S = 0.05
 LOST_WHILE_FROZEN_S = 0.6
 """The same while a stream that just froze is given up."""
 SCHEDULING_S = 0.25
-"""What a crowded machine adds to both."""
+"""What a crowded machine adds to both; to the first, more where a server that nothing was done to answers later."""
 ROOM_IS_SEEN_S = 0.25 + LOST_WHILE_FROZEN_S + SCHEDULING_S
 """How long after a full disk has room again events may still wait in memory: a pause of the delivery, and a drain whose
 stream is given up first where it froze meanwhile."""
@@ -61,7 +62,32 @@ class Worker:
     process: subprocess.Popen[bytes]
     killed_at: float | None = None
     disturbed: bool = False
+    slowest_answer_s: float = 0.0
     in_memory_since: float | None = None
+
+
+class Pulse(threading.Thread):
+    """Ask the server without end, to know how long it took to answer of late."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self.port, self.ended, self.asked_at = port, threading.Event(), time.monotonic()
+        self.answers: deque[tuple[float, float]] = deque(maxlen=200)
+
+    def run(self) -> None:
+        """Note when it answered, and how long that took."""
+        with redis.Redis("127.0.0.1", self.port, protocol=2) as client:
+            while not self.ended.wait(0.01):
+                self.asked_at = time.monotonic()
+                with suppress(redis.RedisError):
+                    client.ping()
+                now = time.monotonic()
+                self.answers.append((now, now - self.asked_at))
+
+    def slowest_s(self) -> float:
+        """Return the longest that an answer took within the last second, or that the next one has taken so far."""
+        now = time.monotonic()
+        return max([now - self.asked_at, *(took for at, took in list(self.answers) if at > now - 1)])
 
 
 @dataclass
@@ -116,6 +142,7 @@ class Chaos:
         self.store = folder / "fluxgate.sqlite3"
         options = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
         self.server = RedisServer(valkey_binary(), folder / "server", *options)
+        self.pulse = Pulse(self.server.port)
         self.lives: list[Worker] = []
         self.slots: list[Worker | None] = [None] * workers
         self.flushers: list[subprocess.Popen[bytes] | None] = [None, None]
@@ -135,6 +162,7 @@ class Chaos:
         try:
             self.report.small_disk = self._mount_small_disk()
             self.server.start()
+            self.pulse.start()
             began, next_at = time.monotonic(), time.monotonic() + 1.0
             while (now := time.monotonic()) < began + seconds or (
                 now < began + seconds * MOST_TIMES_LONGER
@@ -223,9 +251,10 @@ class Chaos:
         slot = self.chance.randrange(len(self.slots))
         victim = self.slots[slot]
         if victim is not None and (self.folder / f"{victim.name}.journal").exists():
+            victim.slowest_answer_s, victim.disturbed = self.pulse.slowest_s(), self._is_disturbed()
+            victim.killed_at = time.time()
             victim.process.kill()
             victim.process.wait()
-            victim.killed_at, victim.disturbed = time.time(), self._is_disturbed()
             victim.in_memory_since = self._in_memory_since(victim.killed_at)
             self.slots[slot] = None
             self._count("kill worker")
@@ -386,9 +415,10 @@ class Chaos:
     def _account_killed(
         self, worker: Worker, killed_at: float, emissions: list[tuple[int, float]], missing: list[tuple[int, float]]
     ) -> None:
-        report, lost_s = self.report, killed_at - missing[0][1]
+        report, lost_s = self.report, max(killed_at, emissions[-1][1]) - missing[0][1]
         report.lost_to_kills += len(missing)
-        allowed_s = (LOST_WHILE_FROZEN_S if worker.disturbed else LOST_AT_MOST_S) + SCHEDULING_S
+        undisturbed_s = LOST_AT_MOST_S + max(SCHEDULING_S, worker.slowest_answer_s)
+        allowed_s = LOST_WHILE_FROZEN_S + SCHEDULING_S if worker.disturbed else undisturbed_s
         if worker.in_memory_since is not None:
             self._account_waited(worker, killed_at, allowed_s, emissions, missing)
             return
@@ -438,6 +468,9 @@ class Chaos:
     def _clean_up(self) -> None:
         for _, mend in self.pending:
             mend()
+        self.pulse.ended.set()
+        if self.pulse.is_alive():
+            self.pulse.join()
         for process in [worker.process for worker in self.lives] + [one for one in self.flushers if one]:
             if process.poll() is None:
                 process.kill()
