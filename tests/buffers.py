@@ -15,6 +15,9 @@ from fluxgate_mw.buffer.spool import Spool
 from fluxgate_mw.event import UsageEvent, decode_event
 from fluxgate_mw.types import Buffer
 
+BEFORE_THE_FORK = 20
+"""How many events `forking_app` records where it is imported, which no test may do itself."""
+
 
 def numbered(number: int) -> UsageEvent:
     """Return an event that carries a number, so that a test can say which events arrived."""

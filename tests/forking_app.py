@@ -11,9 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fluxgate_mw import FluxGate
-from tests.buffers import numbered
-
-BEFORE_THE_FORK = 20
+from tests.buffers import BEFORE_THE_FORK, numbered
 
 fg = FluxGate(instrument=False)
 for number in range(BEFORE_THE_FORK):

@@ -16,10 +16,9 @@ from pathlib import Path
 import celery
 import pytest
 
-from tests.buffers import wait_until
+from tests.buffers import BEFORE_THE_FORK, wait_until
 from tests.faults.test_emitter_faults import ROOT, arrived
 from tests.flushing import stored_numbers
-from tests.forking_app import BEFORE_THE_FORK
 from tests.forking_gunicorn import READY
 from tests.servers import free_port
 
