@@ -73,8 +73,7 @@ class FluxGateMiddleware:
             self._pinned = True
             guarded("asgi", pin, self.app, scope)
         if kind != "http" and kind != "websocket":  # noqa: PLR1714  (half the time of a tuple)
-            app = _lifespan if kind == "lifespan" and without_lifespan(self.app) else self.app
-            await app(scope, receive, self._finishing(send) if kind == "lifespan" else send)
+            await self._beside_requests(scope, receive, send)
             return
         covered = get()
         if CARRIER_KEY in scope and _again(scope, covered):
@@ -96,6 +95,13 @@ class FluxGateMiddleware:
             if request.carrier is not None and request.carrier is not scope:
                 scope.pop(CARRIER_KEY, None)
             end_request(request, ambient)
+
+    async def _beside_requests(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+        app = _lifespan if without_lifespan(self.app) else self.app
+        await app(scope, receive, self._finishing(send))
 
     def _finishing(self, send: Send) -> Send:
         """Return the `send` of a lifespan at whose end nothing is left to deliver: a server may end by a signal then.

@@ -126,7 +126,7 @@ class feature(Frame):  # noqa: N801  (used as a decorator and as a context manag
     def __init__(self, name: str, *, step: str | None = None, **metadata: Any) -> None:
         if callable(name):
             raise ConfigurationError('@feature was put on a function without a name: write @feature("name")')
-        fields: dict[str, Any] = {} if name == "" else {"feature": name, "feature_source": "context"}
+        fields: dict[str, Any] = {} if _is_empty(name) else {"feature": name, "feature_source": "context"}
         if step is not None:
             fields["step"] = step
         if metadata:
@@ -179,6 +179,11 @@ def context(
     )
 
 
+def _is_empty(name: object) -> bool:
+    """Say whether it is a name without a character; what is no text is asked nothing: its answer might raise."""
+    return isinstance(name, str) and not name
+
+
 def set_fields(
     source: Literal["context", "explicit"],
     *,
@@ -198,7 +203,7 @@ def set_fields(
         fields["user"], fields["user_source"] = known, source
     elif user is not None:
         diagnostics.note("context_no_user", f"a context was given a {type(user).__name__} without an id as its user")
-    if feature not in (None, ""):
+    if feature is not None and not _is_empty(feature):
         fields["feature"], fields["feature_source"] = feature, source
     if metadata and (copied := _copied(metadata)) is not None:
         fields["metadata"] = copied

@@ -105,8 +105,12 @@ async def _keep_websocket() -> None:
 
 
 async def _keep_user(response: Any) -> Any:
-    guarded("quart", keep_quart, sys.modules["quart"].request.scope)
+    guarded("quart", _keep_signed_in)
     return response
+
+
+def _keep_signed_in() -> None:
+    keep_quart(sys.modules["quart"].request.scope)
 
 
 def _keep(proxy: Any) -> None:

@@ -222,10 +222,10 @@ class SpoolReader:
                 total += len(reading.given) + _count_frames(reading.data, reading.offset)
             else:
                 with contextlib.suppress(FileNotFoundError):
-                    total += self._frames_in(name, size)
+                    total += self._waiting_in(name, size)
         return total
 
-    def _frames_in(self, name: str, size: int) -> int:
+    def _waiting_in(self, name: str, size: int) -> int:
         try:
             return _frames_in(self._folder / name, size)
         except _UNREADABLE:

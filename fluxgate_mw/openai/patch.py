@@ -257,7 +257,7 @@ class _Patch:
         if self._absent in sys.modules:
             guarded("uncovered", self._cover_late_client)
         if streams:
-            self._cover_late_helpers()
+            guarded("openai", self._cover_late_helpers)
         return origin if is_last else Origin(fallback=origin.fallback)
 
     def _sync_request(self, owner: type, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -267,7 +267,7 @@ class _Patch:
         def request(client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
             origin = self._origin_here(is_last=is_last, streams=bool(kwargs.get("stream")))
             if origin is None:
-                self.settle(client, "request", request, original)
+                guarded("openai", self.settle, client, "request", request, original)
                 return bound(original, client)(cast_to, options, *args, **kwargs)
             return requested(bound(original, client), client, cast_to, options, (args, kwargs), origin)
 
@@ -280,7 +280,7 @@ class _Patch:
         async def request(client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
             origin = self._origin_here(is_last=is_last, streams=bool(kwargs.get("stream")))
             if origin is None:
-                self.settle(client, "request", request, original)
+                guarded("openai", self.settle, client, "request", request, original)
                 return await bound(original, client)(cast_to, options, *args, **kwargs)
             return await arequested(bound(original, client), client, cast_to, options, (args, kwargs), origin)
 
@@ -293,7 +293,7 @@ class _Patch:
         def process_response(client: Any, *args: Any, **kwargs: Any) -> Any:
             origin = self._origin
             if origin is None:
-                self.settle(client, "_process_response", process_response, original)
+                guarded("openai", self.settle, client, "_process_response", process_response, original)
                 return bound(original, client)(*args, **kwargs)
             call = in_hand.get()
             if not isinstance(call, OURS) and (call is not None or _is_bypassed(client)):

@@ -38,13 +38,13 @@ def any_open() -> bool:
 
 def hold(response_id: str, call: Open) -> None:
     """Keep the call open until its answer is retrieved."""
-    oldest = response_id
+    displaced_id = response_id
     if response_id not in _open and len(_open) >= MOST_OPEN:
-        oldest = next(iter(_open), response_id)
-    displaced = _open.pop(oldest, None)
+        displaced_id = next(iter(_open), response_id)
+    displaced = _open.pop(displaced_id, None)
     _open[response_id] = call
     if displaced is not None:
-        displaced.give_up(oldest)
+        displaced.give_up(displaced_id)
 
 
 def release(response_id: str | None) -> Open | None:

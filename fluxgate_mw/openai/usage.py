@@ -49,33 +49,27 @@ _WHOLE_OF: Final[Mapping[str, str | None]] = {
 """Inside of which count each of the others is; each stands behind its whole."""
 
 
-_Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 
 
 class _InputDetails(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    cached_tokens: _Count | None = None
-    audio_tokens: _Count | None = None
-
-    def fit_in(self, whole: int) -> bool:
-        return (self.cached_tokens or 0) <= whole and (self.audio_tokens or 0) <= whole
+    cached_tokens: _Tokens | None = None
+    audio_tokens: _Tokens | None = None
 
 
 class _OutputDetails(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    reasoning_tokens: _Count | None = None
-    audio_tokens: _Count | None = None
+    reasoning_tokens: _Tokens | None = None
+    audio_tokens: _Tokens | None = None
     accepted_prediction_tokens: Any = None
     rejected_prediction_tokens: Any = None
-
-    def fit_in(self, whole: int) -> bool:
-        return (self.reasoning_tokens or 0) <= whole and (self.audio_tokens or 0) <= whole
 
 
 class _UsualChat(msgspec.Struct, forbid_unknown_fields=True):
     """A usage block with nothing in it but what OpenAI itself sends for texts, as most are."""
 
-    prompt_tokens: _Count
-    completion_tokens: _Count
-    total_tokens: _Count
+    prompt_tokens: _Tokens
+    completion_tokens: _Tokens
+    total_tokens: _Tokens
     prompt_tokens_details: _InputDetails = _InputDetails()
     completion_tokens_details: _OutputDetails = _OutputDetails()
 
@@ -83,9 +77,9 @@ class _UsualChat(msgspec.Struct, forbid_unknown_fields=True):
 class _UsualResponse(msgspec.Struct, forbid_unknown_fields=True):
     """The same in the dialect of the responses API, field by field."""
 
-    input_tokens: _Count
-    output_tokens: _Count
-    total_tokens: _Count
+    input_tokens: _Tokens
+    output_tokens: _Tokens
+    total_tokens: _Tokens
     input_tokens_details: _InputDetails = _InputDetails()
     output_tokens_details: _OutputDetails = _OutputDetails()
 
@@ -101,8 +95,9 @@ def usual_usage(usage: Mapping[str, Any]) -> TokenUsage | None:
     except msgspec.ValidationError:
         return None
     asked, answered, total, inside_in, inside_out = msgspec.structs.astuple(told)
-    adds_up = total == asked + answered
-    if not adds_up or not inside_in.fit_in(asked) or not inside_out.fit_in(answered):
+    largest_in = max(inside_in.cached_tokens or 0, inside_in.audio_tokens or 0)
+    largest_out = max(inside_out.reasoning_tokens or 0, inside_out.audio_tokens or 0)
+    if total != asked + answered or largest_in > asked or largest_out > answered:
         return None
     return TokenUsage(
         input_tokens=asked,

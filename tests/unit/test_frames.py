@@ -505,3 +505,17 @@ def test_a_decorator_without_a_name_says_how_to_write_it():
 
         @feature
         def summarize() -> None: ...
+
+
+def test_a_name_that_cannot_be_compared_does_not_raise_in_the_host() -> None:
+    """What is no text is not asked whether it is empty: its answer may be an error, as an array's is."""
+
+    class Incomparable:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("the truth value is ambiguous")
+
+    given: Any = Incomparable()
+    with context(feature=given), feature(given):
+        assert current().feature is given
