@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from call_peers import PEERS, Tracker
 from environments import ROOT, Peer, add_options, run_peers
-from measure import added_over, against, interleaved, microseconds, options, print_line, print_table, summary
+from measure import CLOCKS, added_over, against, interleaved, microseconds, options, print_line, print_table, summary
 from openai_mock import CHUNKS, HTTP_LIBRARY, async_client, client
 from switch import Switch
 
@@ -118,10 +118,13 @@ def _runs(runner: asyncio.Runner) -> dict[str, Run]:
     }
 
 
-def _timed(contender: Contender, run: Run, count: int, clock: str) -> float:
+def _timed(contender: Contender, run: Run, count: int, clock: str) -> tuple[float, float]:
+    """Return what one call takes, and the processor time of it until all of them are delivered; in microseconds."""
     with contender():
         run(1)
-        return microseconds(run, count, clock)
+        start = CLOCKS["cpu"]()
+        taken = microseconds(run, count, clock)
+    return taken, (CLOCKS["cpu"]() - start) / count / 1_000
 
 
 def _times(
@@ -129,12 +132,14 @@ def _times(
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for kind, run in runs.items():
-        count = calls if kind.startswith("plain") else max(1, calls // 4)
+        count, parts = (calls, 1) if kind.startswith("plain") else (calls // 5, CHUNKS)
         taking_turns = {
             name: partial(_timed, contender, run, count, arguments.clock) for name, contender in contenders.items()
         }
-        samples = interleaved(taking_turns, arguments.rounds)
-        figures[kind] = against(samples, per=1 if kind.startswith("plain") else CHUNKS)
+        both = interleaved(taking_turns, arguments.rounds)
+        samples, delivered = ({name: [pair[half] for pair in pairs] for name, pairs in both.items()} for half in (0, 1))
+        cpu = against(delivered, per=parts, unit="delivered_cpu_us")
+        figures[kind] = {name: cpu[name] | row for name, row in against(samples, per=parts).items()}
         if "peer" in samples:
             figures[kind]["peer"]["added_over_ours"] = added_over(samples, "peer", "ours")
     return figures
@@ -213,7 +218,7 @@ def _imports(folder: str, peer_name: str | None, rounds: int) -> dict[str, Any]:
 
 
 def _figures(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
-    peer_name, calls = arguments.only, 10 if arguments.quick else 20
+    peer_name, calls = arguments.only, 10 if arguments.quick else 100
     with FluxGate(instrument=False, data_dir=folder) as fg, asyncio.Runner() as runner:
         runs = _runs(runner)
         contenders: dict[str, Contender] = {"bare": bare, "ours": partial(ours, fg)}
@@ -241,7 +246,8 @@ def _tables(figures: dict[str, Any], peers: dict[str, Any]) -> None:
     for kind in ("plain", "plain_async", "stream", "stream_async"):
         rows = figures[kind] | {name: found[kind]["peer"] for name, found in peers.items() if kind in found}
         part = "call" if kind.startswith("plain") else "chunk"
-        print_table(f"{kind}: us of a call, added_us of a {part}", rows, ["us", "added_us", "added_over_ours"])
+        columns = ["us", "added_us", "added_delivered_cpu_us", "added_over_ours"]
+        print_table(f"{kind}: us of a call, added of a {part}", rows, columns)
     for name, found in peers.items():
         if "error" in found:
             print(f"  {name}: {found['error']}", file=sys.stderr)
