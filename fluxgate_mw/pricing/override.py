@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from fluxgate_mw.errors import ConfigurationError
+from fluxgate_mw.event import MONEY
 from fluxgate_mw.pricing.rates import Rates
 
 __all__ = ["CostOverride"]
@@ -79,4 +80,4 @@ def _usd(key: str, value: Any) -> Decimal:
 
 
 def _nanos(usd: Any) -> int | None:
-    return None if usd is None else int(usd.scaleb(9).to_integral_value(ROUND_HALF_EVEN))
+    return None if usd is None else int(usd.scaleb(9, MONEY).to_integral_value(ROUND_HALF_EVEN, MONEY))

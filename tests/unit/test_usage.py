@@ -407,6 +407,7 @@ def test_what_was_said_is_what_is_read(numbers):
         (-1, None),
         (True, None),
         ("free", None),
+        ("1e999999", None),
         (None, None),
         (float("nan"), None),
         (float("inf"), None),
