@@ -350,6 +350,28 @@ def test_calls_that_are_settled_from_many_threads_at_once_count_once(fg, sink):
     assert (request.calls, request.cost_nanos, request.found.unsettled) == (1500, 1500 * 156_000, {})
 
 
+def test_who_asks_while_the_application_is_asked_gets_no_answer_too_early(fg, sink):
+    """A stream ends in one thread, whose resolver takes its time; what another is told then has nobody left out."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def resolve(environ: object) -> str:
+        asked.set()
+        assert answer.wait(10)
+        return "u-1"
+
+    call = late(fg)
+    call.ambient = Ambient(request=RequestContext({"type": "http"}, ASGISources(fg.recorder, resolve_user=resolve)))
+    ending = threading.Thread(target=call.end)
+    ending.start()
+    assert asked.wait(10)
+    told_early = call.tracking
+    answer.set()
+    ending.join()
+    event = sink.pending[0].made()
+    assert (told_early, call.tracking.tracking_id) == (None, event.event_id)
+    assert (event.user, event.user_source) == (User("u-1"), "resolver")
+
+
 def test_metadata_that_may_change_is_read_at_once(fg, sink):
     """Lists and objects of the application are read while they are what they were; plain values need no such haste."""
     with context(metadata={"tags": ["a"]}):
