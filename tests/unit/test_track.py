@@ -7,6 +7,7 @@ import functools
 import inspect
 import threading
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,12 +62,28 @@ def test_usage_without_any_count_is_none(events):
 
 
 def test_the_last_report_counts(events):
-    """Streams report again and again; also after the end nothing changes."""
+    """Streams report again and again."""
     with track() as call:
         call.usage(**CLAUDE, input_tokens=1)
         call.usage(**CLAUDE, input_tokens=2, output_tokens=1, status="MAX_TOKENS")
-    call.usage(**CLAUDE, input_tokens=3)
     assert [(event.input_tokens, event.status) for event in events] == [(2, "MAX_TOKENS")]
+
+
+def test_a_report_after_the_end_changes_nothing_and_is_counted():
+    """Also of an event that is made later than it: the delivery makes it."""
+    pending = []
+    FluxGate(instrument=False).recorder.sink = SimpleNamespace(defer=pending.append)
+    with track() as call:
+        call.usage(**CLAUDE, input_tokens=2)
+    call.usage(provider="google", model="gemini-2.5-pro", input_tokens=3)
+    event = pending[0].made()
+    assert (event.provider_name, event.request_model, event.response_model, event.input_tokens) == (
+        CLAUDE["provider"],
+        CLAUDE["model"],
+        CLAUDE["model"],
+        2,
+    )
+    assert diagnostics.counts() == {"track_usage_late": 1}
 
 
 def test_an_error_is_recorded_and_is_the_same_object(events):
