@@ -309,12 +309,16 @@ class _Patch:
         """Record a call whose `request` did not pass ours: an undo took it away, or somebody holds what was there."""
         guarded("openai", self.mend, client)
         call = guarded("openai", begin, client, kwargs.get("options"), bool(kwargs.get("stream")), origin)
-        result = process(*args, **kwargs)
         if call is None:
-            return result
+            return process(*args, **kwargs)
         call.response, call.retries = kwargs.get("response"), kwargs.get("retries_taken", 0)
         if isinstance(call, OpenAICall):
             call.hide_usage = False
+        try:
+            result = process(*args, **kwargs)
+        except BaseException as error:
+            _failed(call, error)
+            raise
         return _aanswered(call, result) if inspect.isawaitable(result) else _answered_with(call, result)
 
 
@@ -345,8 +349,13 @@ def _answered_with(call: OpenAICall | Passing, result: Any) -> Any:
     return result
 
 
-async def _aanswered(call: OpenAICall | Passing, result: Awaitable[Any]) -> Any:
-    return _answered_with(call, await result)
+async def _aanswered(call: OpenAICall | Passing, coming: Awaitable[Any]) -> Any:
+    try:
+        result = await coming
+    except BaseException as error:
+        _failed(call, error)
+        raise
+    return _answered_with(call, result)
 
 
 def _owners_of_request(client: type) -> Iterator[type]:
