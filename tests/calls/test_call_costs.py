@@ -247,10 +247,11 @@ def test_a_stream_of_azure_that_breaks_before_it_names_its_model_has_no_cost(fg)
     assert [(e.cost_nanos, e.unpriced_reason) for e in events] == [(None, "unknown model")]
 
 
-def test_an_azure_client_behind_a_gateway_is_azure(fg):
+@pytest.mark.parametrize("host", ["llm.corp.example", "10.0.0.7:8443", "[fd00::7]:8443"])
+def test_an_azure_client_behind_a_gateway_is_azure(fg, host):
     """The company's own host in front of Azure does not make the model unknown."""
     client = sync_client(
-        lambda r: answer(CHAT), openai.AzureOpenAI, base_url="https://llm.corp.example/openai", api_version="2024-10-21"
+        lambda r: answer(CHAT), openai.AzureOpenAI, base_url=f"https://{host}/openai", api_version="2024-10-21"
     )
     with capture_events() as events:
         client.chat.completions.create(model="our-deployment", messages=MESSAGES)
