@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -125,6 +126,10 @@ class _Patch:
     def __reduce__(self) -> str:
         """Be the patch of any process that a class is sent to by value, with our wrapper of its `request` on it."""
         return "_patch"
+
+    def unlock(self) -> None:
+        """Have a lock that is free: in a forked child the thread that may have held it is gone."""
+        self._lock = threading.Lock()
 
     def ask(self, recorder: Recorder | None) -> Callable[[], None]:
         """Patch, if it is not done yet, and return the undo of this request."""
@@ -319,7 +324,10 @@ class _Patch:
         except BaseException as error:
             _failed(call, error)
             raise
-        return _aanswered(call, result) if inspect.isawaitable(result) else _answered_with(call, result)
+        if inspect.isawaitable(result):
+            return _aanswered(call, result)
+        _answered(call, result)
+        return result
 
 
 def _is_bypassed(client: Any) -> bool:
@@ -344,18 +352,14 @@ def _marked(wrapper: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _answered_with(call: OpenAICall | Passing, result: Any) -> Any:
-    _answered(call, result)
-    return result
-
-
 async def _aanswered(call: OpenAICall | Passing, coming: Awaitable[Any]) -> Any:
     try:
         result = await coming
     except BaseException as error:
         _failed(call, error)
         raise
-    return _answered_with(call, result)
+    _answered(call, result)
+    return result
 
 
 def _owners_of_request(client: type) -> Iterator[type]:
@@ -368,6 +372,7 @@ def _owners_of_request(client: type) -> Iterator[type]:
 
 
 _patch = _Patch()
+os.register_at_fork(after_in_child=_patch.unlock)
 
 
 def instrument_openai(fg: HasRecorder | None = None) -> Callable[[], None]:
