@@ -86,7 +86,8 @@ async def arequested(
         _failed(call, error)
         raise
     finally:
-        in_hand.set(outer)
+        if in_hand.get() is call:  # a coroutine may be finalised in another context than it began in
+            in_hand.set(outer)
     _answered(call, result)
     return result
 
