@@ -72,7 +72,7 @@ def _usd(key: str, value: Any) -> Decimal:
     allowed = isinstance(value, int | float | str | Decimal) and not isinstance(value, bool)
     try:
         number = Decimal(str(value)) if allowed else None
-    except InvalidOperation:
+    except (InvalidOperation, ValueError):  # ValueError: an integer of more digits than Python spells out
         number = None
     if number is None or not number.is_finite() or not 0 <= number <= _MAX_USD:
         raise ConfigurationError(f"cost_override: {key}: expected a number from 0 to {_MAX_USD} (USD)")

@@ -417,7 +417,10 @@ def test_an_override_keeps_numbers_exact():
     assert price(None, None, TokenUsage(input_tokens=3, output_tokens=0), at=NOW, override=override).cost_nanos == 300
 
 
-@pytest.mark.parametrize("value", [True, "much", "", -1, float("nan"), float("inf"), "1e999999", [1], b"1"])
+_TOO_LONG = pytest.param(10**5000, id="more digits than Python spells out")
+
+
+@pytest.mark.parametrize("value", [True, "much", "", -1, float("nan"), float("inf"), "1e999999", _TOO_LONG, [1], b"1"])
 def test_a_bad_rate_is_named(value):
     """A value that is no rate is an error that names its key, whichever way the override is made."""
     with pytest.raises(ConfigurationError, match="output_cost_per_1m_tokens: expected a number from 0"):
