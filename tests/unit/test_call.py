@@ -213,6 +213,17 @@ def test_a_user_with_an_orms_values(fg, user, expected):
     assert read_again(events[0]).user == expected
 
 
+def test_the_calls_own_user_outside_of_a_request(fg):
+    """It is who is served where nobody else is known, and nobody where the call says none."""
+    with capture_events() as events:
+        call_of(fg, user_parameter="u-7").end(Outcome())
+        call_of(fg, user_parameter="").end(Outcome())
+        with context(user="u-1"):
+            call_of(fg, user_parameter="u-7").end(Outcome())
+    told = [(event.user and event.user.id, event.user_source) for event in events]
+    assert told == [("u-7", "parameter"), (None, "none"), ("u-1", "context")]
+
+
 def test_ids_that_are_no_text(fg):
     """Numbers, UUIDs and members of enumerations are kept as their text."""
     with capture_events() as events, context(session_id=7, conversation_id=UUID(int=2), feature=Label.SEARCH):
