@@ -57,7 +57,8 @@ class Call(msgspec.Struct, eq=False, weakref=True):
         stream: Whether a stream was asked for.
         user_parameter: The call's own `user=`.
         occurred_at_s: When it began, in Unix seconds.
-        began_at: The same by the monotonic clock, as are `first_chunk_at` and `ended_at`; None = not yet.
+        began_at: The same by the monotonic clock, as are `first_chunk_at` and `ended_at`; None = not yet. It has ended
+            once all that only the thread that ends it can find out is known.
         size_bytes: See `types.Pending`.
         known: What the caller may know, once it has been found out; `tracking` sees to that.
 
@@ -79,6 +80,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
     ended_at: float | None = None
     size_bytes: int = 1024
     known: Tracking | None = None
+    _claimed: bool = False
     _outcome: Outcome | None = None
     _event: UsageEvent | None = None
 
@@ -106,15 +108,15 @@ class Call(msgspec.Struct, eq=False, weakref=True):
         Guarantees: exactly one event per call, however often it is ended.
         """
         now = time.perf_counter()
-        if self.ended_at is not None:
+        if self._claimed:
             return
-        self.ended_at = now
-        self._outcome = outcome
+        self._claimed = True
         ambient = self.ambient
         request = ambient.request
         if request is not None:
             ambient = self.ambient = guarded("ambient", ambient.attributed) or ambient
             request.ended(self, (now - self.began_at) * 1000)
+        self._outcome, self.ended_at = outcome, now
         changing = ambient.metadata and not _UNCHANGING.issuperset(map(type, ambient.metadata.values()))
         self.recorder.take(self, now=bool(changing) or self.is_made_quickly())
 

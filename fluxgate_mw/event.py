@@ -10,7 +10,7 @@ import os
 import random
 import time
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +19,7 @@ from fluxgate_mw.errors import EventDecodeError
 from fluxgate_mw.semconv import FeatureSource, Status, UsageSource, UserSource
 
 __all__ = [
+    "MONEY",
     "NANOS_PER_USD",
     "TokenUsage",
     "Tracking",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 NANOS_PER_USD = 1_000_000_000
+MONEY: Final = Context(prec=60, rounding=ROUND_HALF_EVEN, traps=[])
+"""How we reckon with `Decimal`: the application's own context may keep but a few digits, or raise over lost ones."""
 _RANDOM_BITS: Final = 0x0FFF_3FFF_FFFF_FFFF_FFFF
 _VERSION_7: Final = 0x7000_8000_0000_0000_0000
 _random: Final = random.Random()  # noqa: S311  (ids, not secrets)
@@ -206,7 +209,7 @@ def usd(nanos: int | None) -> Decimal | None:
     >>> usd(1_500_000)
     Decimal('0.001500000')
     """
-    return None if nanos is None else Decimal(nanos).scaleb(-9)
+    return None if nanos is None else Decimal(nanos).scaleb(-9, MONEY)
 
 
 def spelled_out(text: str) -> str:

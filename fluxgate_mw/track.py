@@ -51,7 +51,9 @@ class TrackedCall:
         reasoning_output_tokens: int | None = None,
         status: Status = "SUCCESS",
     ) -> None:
-        """Say what the call used; a second report replaces the first.
+        """Say what the call used, before its block ends; a second report replaces the first.
+
+        What is said after the end is counted and logged, and changes nothing.
 
         Where only the input or only the output is told, and the published price has a rate for the other one, the cost
         is unknown.
@@ -71,6 +73,9 @@ class TrackedCall:
         """
         call = self._call
         if call is None:
+            return
+        if self._ended:
+            diagnostics.note("track_usage_late", "track(): usage was told after its block had ended; it is not counted")
             return
         call.provider, call.model = provider, model
         told = (

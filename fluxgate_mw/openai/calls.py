@@ -231,7 +231,7 @@ class OpenAICall(Call, eq=False):
             host = self.base_url.host
             port = self.base_url.port or _USUAL_PORTS.get(self.base_url.scheme)
             provider = self.recorder.provider_of(host, port)
-            self.provider = "azure" if self.azure and provider.partition(":")[0] == host else provider
+            self.provider = "azure" if self.azure and provider == host else provider
         return self.provider
 
     def made(self) -> UsageEvent:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -85,7 +86,8 @@ async def arequested(
         _failed(call, error)
         raise
     finally:
-        in_hand.set(outer)
+        if in_hand.get() is call:  # a coroutine may be finalised in another context than it began in
+            in_hand.set(outer)
     _answered(call, result)
     return result
 
@@ -125,6 +127,10 @@ class _Patch:
     def __reduce__(self) -> str:
         """Be the patch of any process that a class is sent to by value, with our wrapper of its `request` on it."""
         return "_patch"
+
+    def unlock(self) -> None:
+        """Have a lock that is free: in a forked child the thread that may have held it is gone."""
+        self._lock = threading.Lock()
 
     def ask(self, recorder: Recorder | None) -> Callable[[], None]:
         """Patch, if it is not done yet, and return the undo of this request."""
@@ -309,13 +315,20 @@ class _Patch:
         """Record a call whose `request` did not pass ours: an undo took it away, or somebody holds what was there."""
         guarded("openai", self.mend, client)
         call = guarded("openai", begin, client, kwargs.get("options"), bool(kwargs.get("stream")), origin)
-        result = process(*args, **kwargs)
         if call is None:
-            return result
+            return process(*args, **kwargs)
         call.response, call.retries = kwargs.get("response"), kwargs.get("retries_taken", 0)
         if isinstance(call, OpenAICall):
             call.hide_usage = False
-        return _aanswered(call, result) if inspect.isawaitable(result) else _answered_with(call, result)
+        try:
+            result = process(*args, **kwargs)
+        except BaseException as error:
+            _failed(call, error)
+            raise
+        if inspect.isawaitable(result):
+            return _aanswered(call, result)
+        _answered(call, result)
+        return result
 
 
 def _is_bypassed(client: Any) -> bool:
@@ -340,13 +353,14 @@ def _marked(wrapper: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _answered_with(call: OpenAICall | Passing, result: Any) -> Any:
+async def _aanswered(call: OpenAICall | Passing, coming: Awaitable[Any]) -> Any:
+    try:
+        result = await coming
+    except BaseException as error:
+        _failed(call, error)
+        raise
     _answered(call, result)
     return result
-
-
-async def _aanswered(call: OpenAICall | Passing, result: Awaitable[Any]) -> Any:
-    return _answered_with(call, await result)
 
 
 def _owners_of_request(client: type) -> Iterator[type]:
@@ -359,6 +373,7 @@ def _owners_of_request(client: type) -> Iterator[type]:
 
 
 _patch = _Patch()
+os.register_at_fork(after_in_child=_patch.unlock)
 
 
 def instrument_openai(fg: HasRecorder | None = None) -> Callable[[], None]:

@@ -34,6 +34,7 @@ __all__ = [
 _RESOURCES: Final = (SyncAPIResource, AsyncAPIResource)
 _WITHOUT_WRAPPERS: Final = "a wrapper on the instance of a client, or of its resource, sees no call of a tracker"
 _NOT_THE_VIEWS: Final = "what somebody has put in place of a client's resource sends through the client, not a tracker"
+_NO_CLIENT: Final = "what a tracker was given is no client of openai; its calls are not tracked"
 _SENDING: Final = ("request", "get", "post", "put", "patch", "delete", "get_api_list")
 """What resources send by. Source: `SyncAPIResource.__init__` of openai 1.66 to 3.57, and what those call."""
 _RAW_VIEWS: Final = ("WithRawResponse", "WithStreamedResponse", "WithStreamingResponse")
@@ -181,6 +182,34 @@ class TrackedAsyncAzureOpenAI(TrackedAsyncOpenAI, AsyncAzureOpenAI):
     """An `AsyncAzureOpenAI` whose calls are tracked; made by `create_openai_cost_tracker`."""
 
 
+class _StandIn:
+    """What only looks like a client, as a mock does: used as it is, and tracked no more than it is by itself."""
+
+    def __init__(self, client: Any) -> None:
+        self._fluxgate_client = client
+
+    def with_context(self, **_fields: Any) -> Self:
+        """Return the same: there is no call that could carry the fields."""
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_fluxgate_client"), name)
+
+    def __enter__(self) -> Self:
+        self._fluxgate_client.__enter__()
+        return self
+
+    def __exit__(self, *raised: object) -> Any:
+        return self._fluxgate_client.__exit__(*raised)
+
+    async def __aenter__(self) -> Self:
+        await self._fluxgate_client.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised: object) -> Any:
+        return await self._fluxgate_client.__aexit__(*raised)
+
+
 _views: dict[type, type] = {
     OpenAI: TrackedOpenAI,
     AsyncOpenAI: TrackedAsyncOpenAI,
@@ -214,7 +243,8 @@ def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> An
     Guarantees: works with the global patch off, and counts once with it on. What is set on the client later (a key, a
     header) holds for its views, and the other way round. A wrapper that others have put on the instance of a client
     or of its resource (`client.chat.completions.create = traced`) sees no call of a view, which is noted. So is an
-    object of theirs in place of a resource, as of PostHog's client: what it sends is no call of a view.
+    object of theirs in place of a resource, as of PostHog's client: what it sends is no call of a view. And so is
+    what is no client of `openai`, as a mock of your tests or a client of another library: it is used as it is.
 
     Concurrency: as the client's own; views share its connection pool, so closing one closes it for all.
 
@@ -228,6 +258,9 @@ def create_openai_cost_tracker(client: Any, fg: HasRecorder | None = None) -> An
     if isinstance(client, type | ModuleType) or not hasattr(client, "__dict__"):
         what = f"the class {client.__name__}" if isinstance(client, type) else f"a {type(client).__name__}"
         raise ConfigurationError(f"create_openai_cost_tracker: expected a client, such as OpenAI(), not {what}")
+    if not issubclass(type(client), SyncAPIClient | AsyncAPIClient):  # a mock may claim to be an instance
+        diagnostics.note("tracker_without_client", _NO_CLIENT)
+        return _StandIn(client)
     recorder = getattr(client, "_fluxgate_recorder", None) if fg is None else fg.recorder
     return _view_of(client, recorder, getattr(client, "_fluxgate_fields", {}))
 

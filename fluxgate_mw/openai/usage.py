@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from fluxgate_mw import diagnostics
-from fluxgate_mw.event import NANOS_PER_USD, TokenUsage
+from fluxgate_mw.event import MONEY, NANOS_PER_USD, TokenUsage
 
 __all__ = ["billed_beside", "continued", "read_usage", "reported_cost_nanos", "usd_to_nanos", "usual_usage"]
 
@@ -322,7 +322,8 @@ def usd_to_nanos(value: Any) -> int | None:
     if value is None or not isinstance(value, int | float | str) or isinstance(value, bool):
         return None
     try:
-        nanos = (Decimal(str(value)) * NANOS_PER_USD).to_integral_value(ROUND_HALF_EVEN)
+        amount = Decimal(str(value))
     except InvalidOperation:
         return None
+    nanos = MONEY.multiply(amount, NANOS_PER_USD).to_integral_value(ROUND_HALF_EVEN, MONEY)
     return int(nanos) if nanos.is_finite() and 0 <= nanos <= MOST else None

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from fluxgate_mw.errors import ConfigurationError
+from fluxgate_mw.event import MONEY
 from fluxgate_mw.pricing.rates import Rates
 
 __all__ = ["CostOverride"]
@@ -71,7 +72,7 @@ def _usd(key: str, value: Any) -> Decimal:
     allowed = isinstance(value, int | float | str | Decimal) and not isinstance(value, bool)
     try:
         number = Decimal(str(value)) if allowed else None
-    except InvalidOperation:
+    except (InvalidOperation, ValueError):  # ValueError: an integer of more digits than Python spells out
         number = None
     if number is None or not number.is_finite() or not 0 <= number <= _MAX_USD:
         raise ConfigurationError(f"cost_override: {key}: expected a number from 0 to {_MAX_USD} (USD)")
@@ -79,4 +80,4 @@ def _usd(key: str, value: Any) -> Decimal:
 
 
 def _nanos(usd: Any) -> int | None:
-    return None if usd is None else int(usd.scaleb(9).to_integral_value(ROUND_HALF_EVEN))
+    return None if usd is None else int(usd.scaleb(9, MONEY).to_integral_value(ROUND_HALF_EVEN, MONEY))

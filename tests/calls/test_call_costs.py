@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal, Inexact, localcontext
 
 import openai
 import pytest
 
-from fluxgate_mw import FluxGate, FluxGateError, context, current, diagnostics, track
+from fluxgate_mw import FluxGate, FluxGateError, context, current, diagnostics, track, tracking
 from fluxgate_mw.testing import capture_events
 from tests.calls.mocks import CHAT, MESSAGES, USAGE, answer, chat_events, event, http, streamed, sync_client
 
@@ -246,10 +247,11 @@ def test_a_stream_of_azure_that_breaks_before_it_names_its_model_has_no_cost(fg)
     assert [(e.cost_nanos, e.unpriced_reason) for e in events] == [(None, "unknown model")]
 
 
-def test_an_azure_client_behind_a_gateway_is_azure(fg):
+@pytest.mark.parametrize("host", ["llm.corp.example", "10.0.0.7:8443", "[fd00::7]:8443"])
+def test_an_azure_client_behind_a_gateway_is_azure(fg, host):
     """The company's own host in front of Azure does not make the model unknown."""
     client = sync_client(
-        lambda r: answer(CHAT), openai.AzureOpenAI, base_url="https://llm.corp.example/openai", api_version="2024-10-21"
+        lambda r: answer(CHAT), openai.AzureOpenAI, base_url=f"https://{host}/openai", api_version="2024-10-21"
     )
     with capture_events() as events:
         client.chat.completions.create(model="our-deployment", messages=MESSAGES)
@@ -297,6 +299,21 @@ def test_an_override_beats_everything(fg, tmp_path):
         cost, version, _ = _cost({**CHAT, "usage": {**USAGE, "cost": 9}})
     assert cost == 12 * 1000 + 3 * 2000
     assert version.startswith("cost_override")
+
+
+def test_the_applications_decimals_change_no_cost(fg):
+    """It may keep three digits, and raise over those that are lost: ours are exact, and nothing of it is raised."""
+    usage = {"prompt_tokens": 123_457, "completion_tokens": 3, "total_tokens": 123_460}
+    client = sync_client(lambda r: answer({**CHAT, "usage": usage}))
+    with localcontext(prec=3) as own:
+        own.traps[Inexact] = True
+        assert _cost({**CHAT, "usage": {**USAGE, "cost": 0.00123456789}})[0] == 1_234_568
+        with context(cost_override={"input_cost_per_1m_tokens": "1.2345", "output_cost_per_1m_tokens": 7}):
+            assert _cost({**CHAT, "usage": usage})[0] == 152_428_666  # 123457 * 1234.5 + 3 * 7000, half to even
+        with capture_events() as events:
+            told = tracking(client.chat.completions.create(**CREATE))
+    nanos = 123_457 * 150 + 3 * 600
+    assert (told.cost_nanos, events[0].cost_nanos, told.cost) == (nanos, nanos, Decimal(nanos).scaleb(-9))
 
 
 def test_an_override_prices_an_unknown_model_of_an_unknown_host(fg):

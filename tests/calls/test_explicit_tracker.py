@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import json
 from types import SimpleNamespace
+from unittest import mock
 
 import openai
 import pytest
 
-from fluxgate_mw import FluxGate, context, create_openai_cost_tracker, feature, tracking
+from fluxgate_mw import FluxGate, context, create_openai_cost_tracker, diagnostics, feature, tracking
 from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.testing import capture_events
 from tests.calls.mocks import CHAT, MESSAGES, answer, async_client, obliging, sync_client
@@ -169,14 +172,40 @@ def test_what_is_no_client_is_refused_at_once(given, what):
     FluxGate().stop()
 
 
-def test_a_stand_in_of_a_users_own_tests_passes():
-    """What only looks like a client is taken as it is."""
+class _Looking:
+    """Looks like a client."""
 
-    class StandIn:
-        chat = SimpleNamespace(completions=SimpleNamespace(create=lambda **_: "answer"))
+    chat = SimpleNamespace(completions=SimpleNamespace(create=lambda **_: "answer"))
 
-    view = create_openai_cost_tracker(StandIn()).with_context(user="u-1", feature="own")
-    assert view.chat.completions.create(**CREATE) == "answer"
+
+@pytest.mark.parametrize(
+    "stand_in",
+    [_Looking(), SimpleNamespace(chat=_Looking.chat), mock.MagicMock(), mock.MagicMock(spec=openai.OpenAI)],
+    ids=["an object", "a namespace", "a mock", "a mock of a client"],
+)
+def test_a_stand_in_of_a_users_own_tests_passes(stand_in):
+    """What only looks like a client is taken as it is; that nothing of it is tracked is noted."""
+    if isinstance(stand_in, mock.MagicMock):
+        stand_in.chat = _Looking.chat
+    view = create_openai_cost_tracker(stand_in).with_context(user="u-1", feature="own")
+    assert view.chat.completions.create(**CREATE) == copy.copy(view).chat.completions.create(**CREATE) == "answer"
+    assert diagnostics.counts() == {"tracker_without_client": 1}
+
+
+def test_a_stand_in_is_entered_and_left_as_itself():
+    """Sync and async."""
+    stand_in = mock.MagicMock()
+    view = create_openai_cost_tracker(stand_in)
+
+    async def entered():
+        async with view as same:
+            return same
+
+    with view as same:
+        assert same is view
+    assert asyncio.run(entered()) is view
+    stand_in.__exit__.assert_called_once_with(None, None, None)
+    stand_in.__aexit__.assert_awaited_once_with(None, None, None)
 
 
 def test_a_cost_override_of_the_view(tracked):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import functools
 import gc
 import itertools
@@ -216,6 +218,33 @@ def test_a_call_made_by_another_client_inside_a_call_is_an_event_of_its_own(even
 
     sync_client(asking).chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
     assert [e.request_model for e in events] == ["gpt-4o", "gpt-4o-mini"]
+
+
+def test_a_call_that_is_given_up_inside_of_another_takes_nothing_from_it(events):
+    """Whose task is gone is finalised wherever that happens: inside of a call of another context, for one."""
+
+    async def closing(request):
+        given_up.close()
+        return answer(CHAT)
+
+    async def waiting(request):
+        await asyncio.Event().wait()
+
+    def asked(handler):
+        client = http.AsyncClient(transport=http.MockTransport(handler))
+        completions = openai.AsyncOpenAI(api_key="sk-unused", max_retries=0, http_client=client).chat.completions
+        return completions.create(model="gpt-4o-mini", messages=MESSAGES)
+
+    async def both():
+        contextvars.copy_context().run(given_up.send, None)
+        await asked(closing)
+
+    given_up = asked(waiting)
+    asyncio.run(both())
+    assert [(e.status, e.http_status, e.input_tokens) for e in events] == [
+        ("CANCELLED", None, None),
+        ("SUCCESS", 200, 12),
+    ]
 
 
 @pytest.mark.parametrize("patched", [True, False], ids=["patch on", "patch off"])

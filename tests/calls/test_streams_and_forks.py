@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from fluxgate_mw.event import decode_event
 from tests.calls.clients import ASKED, SSE, Reply, Wire, dumped
 from tests.calls.streaming import AS_ASKED, STREAM, WITHOUT
 
+_HERE = Path(__file__).parents[2]
 PARTS = [part + b"\n\n" for part in AS_ASKED.split(b"\n\n") if part]
 
 
@@ -60,3 +63,30 @@ def test_a_forked_child_reads_what_it_would_read_without_us(tmp_path):
         os.waitpid(child, 0)
         stream.close()
     assert json.loads((tmp_path / "got").read_text()) == without
+
+
+_FORKS_WHILE_A_CLASS_IS_COVERED = """
+import os, threading
+from fluxgate_mw import instrument_openai
+from fluxgate_mw.openai import patch
+
+held, forked = threading.Event(), threading.Event()
+def cover():
+    with patch._patch._lock:
+        held.set()
+        forked.wait()
+threading.Thread(target=cover).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    threading.Timer(5, os._exit, (1,)).start()
+    instrument_openai()()
+    os._exit(0)
+forked.set()
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_forked_child_waits_for_no_thread_of_its_parents():
+    """A thread may be covering a class that was just imported when another one forks; it is not there in the child."""
+    subprocess.run([sys.executable, "-c", _FORKS_WHILE_A_CLASS_IS_COVERED], check=True, timeout=30, cwd=_HERE)

@@ -231,6 +231,24 @@ def test_a_wrapper_on_one_client_that_holds_what_was_there():
     assert [event.input_tokens for event in events] == [12, 12]
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_wrapper_on_one_client_whose_answer_cannot_be_used(is_async):
+    """What the client raises over an answer reaches the caller, and what the answer cost is recorded."""
+    wire = Wire(Reply(json.dumps(completion(choices="none")).encode()))
+    client = (wire.async_client if is_async else wire.client)(_strict_response_validation=True)
+    client.request = functools.partial(client.request)
+
+    def ask():
+        asked = client.chat.completions.create(**ASKED)
+        return asyncio.run(asked) if is_async else asked
+
+    with recorded() as events, pytest.raises(openai.APIResponseValidationError):
+        ask()
+    assert [(e.status, e.error_type, e.http_status, e.input_tokens) for e in events] == [
+        ("ERROR", "APIResponseValidationError", 200, 12)
+    ]
+
+
 def test_a_call_inside_of_track_where_an_undo_took_ours_away():
     """It is recorded beside the block's own."""
     found = SyncAPIClient.request

@@ -213,6 +213,17 @@ def test_a_user_with_an_orms_values(fg, user, expected):
     assert read_again(events[0]).user == expected
 
 
+def test_the_calls_own_user_outside_of_a_request(fg):
+    """It is who is served where nobody else is known, and nobody where the call says none."""
+    with capture_events() as events:
+        call_of(fg, user_parameter="u-7").end(Outcome())
+        call_of(fg, user_parameter="").end(Outcome())
+        with context(user="u-1"):
+            call_of(fg, user_parameter="u-7").end(Outcome())
+    told = [(event.user and event.user.id, event.user_source) for event in events]
+    assert told == [("u-7", "parameter"), (None, "none"), ("u-1", "context")]
+
+
 def test_ids_that_are_no_text(fg):
     """Numbers, UUIDs and members of enumerations are kept as their text."""
     with capture_events() as events, context(session_id=7, conversation_id=UUID(int=2), feature=Label.SEARCH):
@@ -348,6 +359,28 @@ def test_calls_that_are_settled_from_many_threads_at_once_count_once(fg, sink):
         thread.join()
     assert len({event.event_id for event in made}) == 1500
     assert (request.calls, request.cost_nanos, request.found.unsettled) == (1500, 1500 * 156_000, {})
+
+
+def test_who_asks_while_the_application_is_asked_gets_no_answer_too_early(fg, sink):
+    """A stream ends in one thread, whose resolver takes its time; what another is told then has nobody left out."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def resolve(environ: object) -> str:
+        asked.set()
+        assert answer.wait(10)
+        return "u-1"
+
+    call = late(fg)
+    call.ambient = Ambient(request=RequestContext({"type": "http"}, ASGISources(fg.recorder, resolve_user=resolve)))
+    ending = threading.Thread(target=call.end)
+    ending.start()
+    assert asked.wait(10)
+    told_early = call.tracking
+    answer.set()
+    ending.join()
+    event = sink.pending[0].made()
+    assert (told_early, call.tracking.tracking_id) == (None, event.event_id)
+    assert (event.user, event.user_source) == (User("u-1"), "resolver")
 
 
 def test_metadata_that_may_change_is_read_at_once(fg, sink):

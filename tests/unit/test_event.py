@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import uuid
+from decimal import Inexact, localcontext
 
 import pytest
 from hypothesis import given
@@ -70,6 +71,13 @@ def test_unknown_money_stays_unknown():
     assert usd(None) is None
     assert str(usd(1)) == "1E-9"
     assert usd(0) == 0
+
+
+def test_money_is_exact_whatever_the_applications_decimals_are():
+    """It may keep three digits, and raise over those that are lost: that is for its own sums."""
+    with localcontext(prec=3) as own:
+        own.traps[Inexact] = True
+        assert str(usd(1_234_567_890)) == "1.234567890"
 
 
 def test_processes_that_fork_unseen_make_no_id_twice():

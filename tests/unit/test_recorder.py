@@ -1,4 +1,4 @@
-"""From a finished call to its event: exactly once, whatever fails on the way, and always readable again."""
+"""What is kept of an error's message, the guard over our own failures, and where events go."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from fluxgate_mw import FluxGate, ambient, diagnostics
 from fluxgate_mw.call import Call
 from fluxgate_mw.diagnostics import MESSAGE_CHARS
 from fluxgate_mw.errors import ConfigurationError
-from fluxgate_mw.event import TokenUsage
 from fluxgate_mw.recorder import Outcome, capturing, choose, finished, guarded, safe_message
-
-USAGE = TokenUsage(input_tokens=1000, output_tokens=10)
 
 
 def call_of(fg: FluxGate, **fields: object) -> Call:

@@ -6,7 +6,9 @@ import asyncio
 import functools
 import inspect
 import threading
+import time
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,9 +30,11 @@ def events():
 
 def test_usage_is_recorded_and_priced(events):
     """Counts as they were reported, the cost of the table, user and feature of the surroundings, a latency."""
+    before = time.perf_counter()
     with context(user="u-1", feature="search", metadata={"tenant": "t"}), track() as call:
         call.usage(**CLAUDE, input_tokens=1000, output_tokens=100, cache_read_input_tokens=200)
         assert call.tracking is None
+    took_ms = (time.perf_counter() - before) * 1000
     (event,) = events
     assert (event.provider_name, event.request_model, event.response_model) == (
         "anthropic",
@@ -41,7 +45,7 @@ def test_usage_is_recorded_and_priced(events):
     assert (event.user.id, event.feature, event.metadata) == ("u-1", "search", {"tenant": "t"})
     assert (event.status, event.usage_source, event.error_type) == ("SUCCESS", "provider", None)
     assert event.cost_nanos == 800 * 800 + 200 * 80 + 100 * 4000
-    assert event.latency_ms >= 0
+    assert 0 < event.latency_ms < took_ms
     assert call.tracking.tracking_id == event.event_id
     assert call.tracking.cost_nanos == event.cost_nanos
 
@@ -61,12 +65,28 @@ def test_usage_without_any_count_is_none(events):
 
 
 def test_the_last_report_counts(events):
-    """Streams report again and again; also after the end nothing changes."""
+    """Streams report again and again."""
     with track() as call:
         call.usage(**CLAUDE, input_tokens=1)
         call.usage(**CLAUDE, input_tokens=2, output_tokens=1, status="MAX_TOKENS")
-    call.usage(**CLAUDE, input_tokens=3)
     assert [(event.input_tokens, event.status) for event in events] == [(2, "MAX_TOKENS")]
+
+
+def test_a_report_after_the_end_changes_nothing_and_is_counted():
+    """Also of an event that is made later than it: the delivery makes it."""
+    pending = []
+    FluxGate(instrument=False).recorder.sink = SimpleNamespace(defer=pending.append)
+    with track() as call:
+        call.usage(**CLAUDE, input_tokens=2)
+    call.usage(provider="google", model="gemini-2.5-pro", input_tokens=3)
+    event = pending[0].made()
+    assert (event.provider_name, event.request_model, event.response_model, event.input_tokens) == (
+        CLAUDE["provider"],
+        CLAUDE["model"],
+        CLAUDE["model"],
+        2,
+    )
+    assert diagnostics.counts() == {"track_usage_late": 1}
 
 
 def test_an_error_is_recorded_and_is_the_same_object(events):

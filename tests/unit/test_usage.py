@@ -372,6 +372,15 @@ def test_no_field_is_lost_between_blocks():
     assert continued(everything, TokenUsage(input_tokens=8)) == msgspec.structs.replace(everything, input_tokens=8)
 
 
+def test_a_zero_counts_where_its_whole_is_counted():
+    """Nothing was cached, says the later block; one that counts nothing at all says nothing of it."""
+    earlier = TokenUsage(input_tokens=100, output_tokens=2, cache_read_input_tokens=60)
+    later = TokenUsage(input_tokens=120, output_tokens=9, cache_read_input_tokens=0)
+    assert continued(earlier, later) == later
+    uncounted = TokenUsage(input_tokens=0, output_tokens=9, cache_read_input_tokens=0)
+    assert continued(earlier, uncounted) == TokenUsage(input_tokens=100, output_tokens=9, cache_read_input_tokens=60)
+
+
 def _has_no_part_larger_than_its_whole(read):
     for name in TokenUsage.__struct_fields__:
         count = getattr(read, name)
@@ -407,6 +416,7 @@ def test_what_was_said_is_what_is_read(numbers):
         (-1, None),
         (True, None),
         ("free", None),
+        ("1e999999", None),
         (None, None),
         (float("nan"), None),
         (float("inf"), None),
