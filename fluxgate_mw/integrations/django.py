@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-
 from fluxgate_mw.ambient import NOTHING, Ambient, end_request, enter, get
+from fluxgate_mw.errors import MissingExtraError
 from fluxgate_mw.frameworks import DJANGO
 from fluxgate_mw.recorder import guarded
 from fluxgate_mw.request import CARRIER_KEY, RequestContext
@@ -24,6 +23,11 @@ from fluxgate_mw.timing import Costs
 from fluxgate_mw.trust import TrustedProxies
 from fluxgate_mw.types import Carrier, FeatureResolver, HasRecorder, UserResolver
 from fluxgate_mw.wsgi import Body
+
+try:
+    from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+except ModuleNotFoundError as error:
+    raise MissingExtraError("django", needed_for=__name__) from error
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
