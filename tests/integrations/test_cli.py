@@ -78,6 +78,19 @@ def test_flush_once_stores_what_is_spooled(tmp_path):
     assert run("flush", "--once").stdout.splitlines()[-1] == "Stored 0 events, 0 seen before, 0 set aside"
 
 
+def test_flush_once_says_what_it_set_aside(tmp_path):
+    """An entry that is no pack of events is counted as what it is: how many it held is not known."""
+
+    async def spoil() -> None:
+        spool = Spool(tmp_path / "spool")
+        await spool.append(b"no pack", 1)
+        await spool.aclose()
+
+    anyio.run(spoil)
+    done = run("flush", "--once", "--data-dir", tmp_path)
+    assert done.stdout == "Stored 0 events, 0 seen before, 0 set aside; packs set aside whole: 1\n"
+
+
 def test_flush_once_through_redis(redis_url, stream_key):
     """The stream is emptied into the store."""
     record(5, redis_url=redis_url, stream_key=stream_key)
@@ -159,6 +172,7 @@ def test_a_port_in_use_is_one_clear_line(start):
         (["doctor"], {"FLUXGATE_REDIS_URL": "unix://"}, 2, "REDIS_URL (from the environment): expected unix:///path"),
         (["doctor"], {"FLUXGATE_DATA_DIR": "~nobody-here/x"}, 2, "DATA_DIR (from the environment): expected a path; ~"),
         (["flush", "--store-url", "postgresql://db/x"], {}, 2, "not supported by this version yet"),
+        (["flush", "--once", "--port", "0"], {}, 2, "flush --once --port: nothing is served by what ends by itself"),
         (["dead-letters", "drop"], {}, 2, "give ids, or --all"),
     ],
 )
