@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -41,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _left_unread()
     except ConfigurationError as error:
         print(f"fluxgate: {error}", file=sys.stderr)
         return 2
@@ -50,6 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    return status
+
+
+def _left_unread() -> int:
+    """End without a word where whoever read what is printed has gone, as `head` does; no more can be written there.
+
+    Source: docs.python.org, library/signal, "Note on SIGPIPE" (read 2026-11).
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,7 +113,7 @@ def _dead_letters_parser(commands: Any, common: argparse.ArgumentParser) -> None
     actions = letters.add_subparsers(required=True, metavar="ACTION")
     listing = actions.add_parser("list", parents=[common], help="show them")
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
-    listing.add_argument("--limit", type=int, default=100, help="at most so many; default %(default)s")
+    listing.add_argument("--limit", type=_limit, default=100, help="at most so many; default %(default)s")
     listing.set_defaults(run=_list_letters)
     for name, text in (("replay", "append them to the live stream again"), ("drop", "delete them for good")):
         action = actions.add_parser(name, parents=[common], help=text)
@@ -116,6 +130,12 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < MOST_SECONDS:
         raise argparse.ArgumentTypeError(f"expected a number of seconds above 0 and below {MOST_SECONDS:,}, got {text}")
     return seconds
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
+    return int(text)
 
 
 def _env(option: str) -> str:
@@ -175,9 +195,12 @@ async def _keepers(settings: Settings) -> AsyncIterator[list[tuple[str, DeadLett
 
 def _list_letters(arguments: argparse.Namespace) -> int:
     async def show() -> None:
+        left = arguments.limit
         async with _keepers(_settings(arguments)) as keepers:
             for name, buffer in keepers:
-                for letter in await buffer.dead_letters(arguments.limit):
+                letters = await buffer.dead_letters(left) if left else ()
+                left -= len(letters)
+                for letter in letters:
                     fields = msgspec.structs.asdict(letter) | {"payload": len(letter.payload), "buffer": name}
                     print(json.dumps(fields) if arguments.json else _letter_line(fields))
 

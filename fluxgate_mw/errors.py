@@ -2,7 +2,7 @@
 
     FluxGateError
     ├── ConfigurationError(ValueError)     a setting is wrong
-    │   └── MissingExtraError(ImportError)   an optional dependency is not installed
+    │   └── MissingExtraError(ModuleNotFoundError)   an optional dependency is not installed
     ├── InstrumentationError               a patch target is missing or of unknown shape
     ├── EventDecodeError(ValueError)       a stream entry is not a usage event
     ├── BackendError                       Redis, the spool or a store failed
@@ -39,7 +39,7 @@ class ConfigurationError(FluxGateError, ValueError):
     """A setting is wrong. The message names the key, where the value came from and what is allowed."""
 
 
-class MissingExtraError(ConfigurationError, ImportError):
+class MissingExtraError(ConfigurationError, ModuleNotFoundError):
     """An optional dependency is not installed. The message gives the pip command.
 
     Args:

@@ -34,6 +34,8 @@ class Frame:
 
     A `with` around the `yield` of a sync generator holds only until the first one where each step runs in a thread
     pool, as streamed bodies do under ASGI. That is counted and logged once (`frame_lost`); decorate the generator.
+    Decorate it too where several such generators take turns in one task, as in `zip`: a frame that is not on top when
+    its block ends comes to light again when those above it are left, and stays.
     """
 
     __slots__ = ("_fields",)

@@ -116,7 +116,7 @@ def wsgi_endpoint(environ: Carrier) -> object:
 
 
 def wsgi_template(environ: Carrier) -> str | None:
-    """Return the route template of a WSGI request: Flask and what is built on Werkzeug, Bottle, Pyramid, Django."""
+    """Return the route template of a WSGI request: of Werkzeug (Flask), Bottle, Pyramid, Falcon, Django."""
     if (request := environ.get(DJANGO)) is not None:
         template = _django_template(request)
     else:

@@ -44,8 +44,8 @@ USER_SOURCES: Final[tuple[UserSource, ...]] = (
 )
 """Where a user may come from, best first; leave one out to switch it off.
 
-`identify()`; `resolve_user`; `scope["user"]`; `request.state.user`; Django and Flask-Login; what `TrustedProxies`
-allow; the call's own `user=`.
+`identify()`; `resolve_user`; `scope["user"]`; `request.state.user`; Django, Flask-Login and Quart-Auth; what
+`TrustedProxies` allow; the call's own `user=`.
 """
 
 
@@ -184,7 +184,7 @@ class ASGISources(_Sources):
 
 
 class WSGISources(_Sources):
-    """Read an `environ`: Flask and anything built on Werkzeug, Bottle, Django."""
+    """Read an `environ`: Flask and anything built on Werkzeug, Bottle, Pyramid, Falcon, Django."""
 
     def keep(self, environ: Carrier, headers: Iterable[tuple[str, str]]) -> None:
         """Keep in the `environ` what Flask will have put away when the body of a response with `headers` runs."""

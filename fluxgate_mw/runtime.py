@@ -158,11 +158,11 @@ class FluxGate:
 
         Blocks the calling thread; in an event loop use `aflush`.
         """
-        return self._emitter.flush(self._timeout(timeout_s))
+        return self._emitter.flush(timeout_s)
 
     async def aflush(self, timeout_s: float | None = None) -> bool:
         """Return whether everything queued now was accepted (not: stored) within `timeout_s` seconds."""
-        return await self._emitter.aflush(self._timeout(timeout_s))
+        return await self._emitter.aflush(timeout_s)
 
     def statistics(self) -> Statistics:
         """Return a snapshot of what became of the events. Concurrency: any thread."""
@@ -241,9 +241,6 @@ class FluxGate:
         )
         return health
 
-    def _timeout(self, timeout_s: float | None) -> float:
-        return self.settings.shutdown_timeout_s if timeout_s is None else timeout_s
-
     def _instrument(self) -> None:
         if self._undo is None and self.settings.enabled and self.settings.instrument:
             instrument = load("fluxgate_mw.openai.patch:instrument_openai", extra="all", needed_for="instrument=True")
@@ -286,7 +283,7 @@ class _Sink:
 
 def make_emitter(settings: Settings) -> Emitter:
     """Return the emitter that the settings describe; it opens nothing before its first event."""
-    _import_streams(settings)
+    _prepare_streams(settings)
     return Emitter(
         spool=partial(
             Spool,
@@ -304,7 +301,12 @@ def make_emitter(settings: Settings) -> Emitter:
 
 
 def make_buffers(settings: Settings) -> Sequence[Buffer]:
-    """Return what a flusher reads: the stream where there is one, and the spool of this machine."""
+    """Return what a flusher reads: the stream where there is one, and the spool of this machine.
+
+    Raises:
+        ConfigurationError: The stream's address has an option that nobody knows.
+    """
+    _prepare_streams(settings)
     spool = Spool(settings.spool_path, max_bytes=settings.spool_max_bytes)
     return [*(_stream(settings, key) for key in _stream_keys(settings)), spool]
 
@@ -318,7 +320,7 @@ async def opened_flusher(settings: Settings, store: Store | None = None) -> Asyn
         store: Opened already, and not closed here; None opens the settings' own.
 
     Raises:
-        ConfigurationError: The store's address names none.
+        ConfigurationError: The store's address names none, or the stream's has an option that nobody knows.
 
     Concurrency: one event loop.
     """
@@ -361,10 +363,11 @@ def _stream_keys(settings: Settings) -> Sequence[str]:
     return found
 
 
-def _import_streams(settings: Settings) -> None:
-    """Import here and now what the delivery's thread will need: a fork while a thread imports hangs the child."""
+def _prepare_streams(settings: Settings) -> None:
+    """Check the address, and import now what the delivery's thread needs: a fork while it imports hangs the child."""
     if settings.redis_url is not None:
-        load("fluxgate_mw.buffer.redis_stream:RedisStream", extra="all", needed_for="FLUXGATE_REDIS_URL")
+        stream = load("fluxgate_mw.buffer.redis_stream:RedisStream", extra="all", needed_for="FLUXGATE_REDIS_URL")
+        stream.check_options(settings.redis_url)
 
 
 def _any_stream(settings: Settings) -> Buffer:
@@ -384,11 +387,8 @@ def _say_where(settings: Settings) -> None:
     if settings.redis_url is not None:
         _log.info("events go to the stream %s at %s", settings.stream_key, mask_url(settings.redis_url))
     else:
-        _log.info(
-            "events go to the spool at %s; `fluxgate serve` stores and shows them (%s)",
-            settings.spool_path,
-            mask_url(settings.effective_store_url),
-        )
+        url = mask_url(settings.effective_store_url)
+        _log.info("events go to the spool at %s; `fluxgate serve` stores and shows them (%s)", settings.spool_path, url)
 
 
 def _default_recorder() -> Recorder:

@@ -84,9 +84,11 @@ async def flush(
 
     Raises:
         BackendUnavailable: The store cannot be opened; with `once`, a buffer cannot be read.
-        ConfigurationError: The port is in use, or the address needs a token.
+        ConfigurationError: The port is in use, or the address needs a token, or both `once` and a port are given.
         MissingExtraError: A port is given, and the extra `dashboard` is not installed.
     """
+    if once and port is not None:
+        raise ConfigurationError("flush --once --port: nothing is served by what ends by itself; leave one of them out")
     if once:
         await _flush_once(settings, say)
         return
@@ -209,7 +211,7 @@ async def _stop_when_interrupted(worker: Flusher) -> None:
 
 
 def _summary(worker: Flusher) -> str:
-    statistics = worker.statistics()
-    return (
-        f"Stored {statistics.stored} events, {statistics.duplicates} seen before, {statistics.dead_lettered} set aside"
-    )
+    figures = worker.statistics()
+    said = f"Stored {figures.stored} events, {figures.duplicates} seen before, {figures.dead_lettered} set aside"
+    whole = figures.dead_lettered_entries
+    return f"{said}; packs set aside whole: {whole}" if whole else said

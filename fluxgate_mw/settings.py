@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -42,13 +42,23 @@ _NO_BRACKETS: Final = str.maketrans("", "", "[]")
 def user_data_dir() -> Path:
     """Return the folder for this user's data, by the platform's convention; it need not exist.
 
+    Raises:
+        ConfigurationError: It would be in the home folder of a user who has none, as in a container that runs as any.
+
     Source: XDG Base Directory Specification 0.8; Apple's and Microsoft's application data folders.
     """
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "fluxgate"
+        return _home() / "Library" / "Application Support" / "fluxgate"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "fluxgate"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fluxgate"
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "fluxgate"
+    return Path(os.environ.get("XDG_DATA_HOME") or _home() / ".local" / "share") / "fluxgate"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise ConfigurationError("data_dir: this user has no home folder; set FLUXGATE_DATA_DIR to a folder") from None
 
 
 def mask_url(url: str) -> str:
@@ -101,10 +111,12 @@ def _one_of(*words: str) -> Callable[[Any], str]:
     return convert
 
 
-def _url(*schemes: str) -> Callable[[Any], str]:
+def _url(*schemes: str, announced: Sequence[str] = ()) -> Callable[[Any], str]:
+    """Return what takes an address of these schemes; whoever uses an announced one refuses it in its own words."""
+
     def convert(value: Any) -> str:
         text = str(value)
-        if not text.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+        if not text.startswith(tuple(f"{scheme}://" for scheme in (*schemes, *announced))):
             raise ValueError(f"expected an address that starts with {', '.join(f'{s}://' for s in schemes)}")
         try:
             for host in urlsplit(text).netloc.rpartition("@")[2].split(","):
@@ -122,13 +134,38 @@ def _redis_url(value: Any) -> str:
     parts = urlsplit(text)
     if parts.netloc and "@" in parts.path + parts.fragment + parts.query.partition("=")[0]:
         raise ValueError(_NO_ADDRESS)
-    if parts.scheme.endswith("+sentinel") and not parts.path.strip("/"):
-        raise ValueError(f"expected {parts.scheme}://host:26379/service: the service's name is missing")
+    hosts, path = parts.netloc.rpartition("@")[2], parts.path.strip("/")
+    if parts.scheme == "unix":
+        if hosts or not path:
+            raise ValueError("expected unix:///path/of/the.sock, with the whole path behind three slashes")
+        return text
+    _check_redis_hosts(parts.scheme, hosts)
+    database = path
+    if parts.scheme.endswith("+sentinel"):
+        service, _, database = path.partition("/")
+        if not service:
+            raise ValueError(f"expected {parts.scheme}://host:26379/service: the service's name is missing")
+    if parts.scheme.endswith("+cluster") and database not in ("", "0"):
+        raise ValueError(f"expected {parts.scheme}://host:7000 without a path: a cluster has no database but 0")
+    if database and not (database.isascii() and database.isdigit()):
+        raise ValueError("expected the number of a database at the end of the path, as in redis://host:6379/0")
     return text
 
 
+def _check_redis_hosts(scheme: str, hosts: str) -> None:
+    """Raise where a form that names several servers lacks the name of one, or one server is given several."""
+    named = [_HOST.fullmatch(host.lower()) is not None for host in hosts.split(",")]
+    if "+" in scheme and not all(named):
+        raise ValueError(f"expected {scheme}://host:port, several separated by commas: the name of a host is missing")
+    if "+" not in scheme and len(named) > 1:
+        raise ValueError(f"expected one host; several are {scheme}+sentinel://host,host/service or {scheme}+cluster://")
+
+
 def _path(value: Any) -> Path:
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"expected a path; {str(value).partition('/')[0]} is nobody's home folder here") from None
 
 
 def _hosts(value: Any) -> Mapping[str, str]:
@@ -174,7 +211,7 @@ class Settings:
     """Key of the Redis stream."""
     consumer_group: str = _setting("fluxgate")
     """Consumer group of the flushers."""
-    store_url: str | None = _setting(None, _url("sqlite", "postgresql", "clickhouse"), secret=True)
+    store_url: str | None = _setting(None, _url("sqlite", announced=("postgresql", "clickhouse")), secret=True)
     """Where events are stored; unset: `fluxgate.sqlite3` in the data folder."""
     data_dir: Path = field(default_factory=user_data_dir, metadata={"convert": _path, "secret": False})
     """Folder of the spool and the SQLite file; unset: this user's data folder."""

@@ -26,9 +26,10 @@ class TrustedProxies:
     """The proxies in front, and what is believed of what they send.
 
     Args:
-        networks: Their addresses (`10.0.0.5`, `10.0.0.0/8`), as the server reports the peer; `unix` for a server that
-            listens on a Unix socket. Where the server itself replaces the peer by what `X-Forwarded-For` says
-            (uvicorn does for proxies on 127.0.0.1, unless told `--no-proxy-headers`), nobody is trusted.
+        networks: Their addresses (`10.0.0.5`, `10.0.0.0/8`), as the server reports the peer; `::ffff:10.0.0.5`, as one
+            that listens on `::` does, is the same. `unix` for a server that listens on a Unix socket. Where the server
+            itself replaces the peer by what `X-Forwarded-For` says (uvicorn does for proxies on 127.0.0.1, unless told
+            `--no-proxy-headers`), nobody is trusted.
         user_header: The header that holds the signed-in user's id (`X-Forwarded-User`), which the proxy must set or
             remove on every request; None = none.
         remote_user: Believe WSGI's `REMOTE_USER`.
@@ -90,7 +91,8 @@ class TrustedProxies:
             address = ipaddress.ip_address(peer)
         except ValueError:
             return False
-        return any(address in network for network in self._networks)
+        known = (address, getattr(address, "ipv4_mapped", None))
+        return any(each in network for each in known if each is not None for network in self._networks)
 
 
 def _header(carrier: Carrier, name: str) -> str | None:

@@ -117,6 +117,18 @@ def stream_view(request: HttpRequest, key: int) -> StreamingHttpResponse:
     return StreamingHttpResponse(body())
 
 
+def closing_view(request: HttpRequest, key: int) -> StreamingHttpResponse:
+    def body() -> Iterator[str]:
+        try:
+            yield "one"
+            yield "two"
+        finally:
+            ask()
+            raise KeyError("as Django has it, nobody hears of it")
+
+    return StreamingHttpResponse(body())
+
+
 async def async_stream_view(request: HttpRequest, key: int) -> StreamingHttpResponse:
     async def body() -> AsyncIterator[str]:
         yield "one"
@@ -192,6 +204,7 @@ urlpatterns = [
     path("events/", events_view),
     path("async-events/", async_events_view),
     path("stream/<int:key>/", stream_view),
+    path("closing/<int:key>/", closing_view),
     path("async-stream/<int:key>/", async_stream_view),
     path("named-stream/<int:key>/", named_stream_view),
     path("class/<int:key>/", ClassView.as_view()),

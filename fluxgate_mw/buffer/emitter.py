@@ -143,13 +143,13 @@ class Emitter:
         """
         await self._delivery.run()
 
-    def flush(self, timeout_s: float) -> bool:
+    def flush(self, timeout_s: float | None = None) -> bool:
         """Return whether everything queued at the call was accepted within `timeout_s` seconds.
 
-        Blocks the calling thread; in an event loop use `aflush`.
+        Blocks the calling thread; in an event loop use `aflush`. None = `shutdown_timeout_s`.
         """
         flush = self._request_flush()
-        _wait(lambda: flush.done, timeout_s)
+        _wait(lambda: flush.done, self._shutdown_timeout_s if timeout_s is None else timeout_s)
         return flush.accepted
 
     async def aflush(self, timeout_s: float | None = None) -> bool:

@@ -3,7 +3,8 @@
 `redis://`, `rediss://` and `unix://` name one server. `redis+sentinel://host:26379,host:26379/service/0` asks the
 Sentinels for the service's primary, `redis+cluster://host:7000,host:7001` any node for the owner of the key's slot;
 `rediss+...` speaks TLS to all of them. User, password and query of the address are for the servers that hold data;
-Sentinels that ask for a login are given `?sentinel_username=...&sentinel_password=...`.
+Sentinels that ask for a login are given `?sentinel_username=...&sentinel_password=...`. The query has the driver's own
+options; those that say how replies are read are left out, for they are read as bytes here.
 
 While a slot of a cluster is being moved, what has moved already is not asked for at its new place (no `ASKING`): such a
 stream is unavailable until the move ends, the spool takes its events meanwhile, and the flusher waits.
@@ -24,7 +25,9 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisError, ResponseError
 
-__all__ = ["RedisClients", "stream_keys"]
+from fluxgate_mw.errors import ConfigurationError
+
+__all__ = ["RedisClients", "check_options", "stream_keys"]
 
 _CLUSTER_STREAMS: Final = 8
 """How many streams share a cluster's load; all processes of all versions must agree."""
@@ -32,6 +35,7 @@ _CLUSTER_STREAMS: Final = 8
 _BLOCKING_TIMEOUT_S: Final = 10.0
 _ELSEWHERE: Final = (AskError, ClusterDownError, ReadOnlyError)
 _SENTINEL_LOGIN: Final = ("sentinel_username", "sentinel_password")
+_OF_REPLIES: Final = ("decode_responses", "encoding", "encoding_errors", "protocol")
 _UNNAMED: Final[dict[str, Any]] = (
     {"driver_info": None}
     if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
@@ -48,6 +52,26 @@ def stream_keys(url: str, stream_key: str) -> Sequence[str]:
     if _kind(url) != "cluster":
         return (stream_key,)
     return tuple(f"{{{stream_key}:{number}}}" for number in range(_CLUSTER_STREAMS))
+
+
+def check_options(url: str) -> None:
+    """Return where the driver takes what stands behind the question mark of an address. Connects to nothing.
+
+    Raises:
+        ConfigurationError: It knows no such option, or cannot read its value; the value is not repeated.
+    """
+    scheme, _, kind = urlsplit(url).scheme.partition("+")
+    for name, value in parse_qsl(urlsplit(url).query):
+        if kind == "sentinel" and name in _SENTINEL_LOGIN:
+            continue
+        try:
+            client = _client(f"{scheme}:///?{urlencode({name: value})}", _BLOCKING_TIMEOUT_S)
+            client.connection_pool.make_connection()
+        except (AttributeError, TypeError, ValueError, RedisError):
+            raise ConfigurationError(
+                f"redis_url: redis-py knows no option {name[:40]!r} of an address, or cannot use its value; mend it or "
+                "leave it out"
+            ) from None
 
 
 class RedisClients:
@@ -169,8 +193,10 @@ def _client(url: str, timeout_s: float) -> Any:
 
     The driver's own conversions differ between its versions; without them any version gives the same.
     """
+    address, _, query = url.partition("?")
+    options = "&".join(option for option in query.split("&") if option.partition("=")[0] not in _OF_REPLIES)
     client = Redis.from_url(
-        url,
+        f"{address}?{options}",
         socket_timeout=timeout_s,
         socket_connect_timeout=min(timeout_s, 2.0),
         retry=Retry(NoBackoff(), 0),

@@ -23,7 +23,7 @@ from redis.exceptions import DataError, NoPermissionError, RedisError, ResponseE
 
 from fluxgate_mw import diagnostics
 from fluxgate_mw.buffer.dead_letters import DeadLetter, now_ms
-from fluxgate_mw.buffer.redis_clients import RedisClients
+from fluxgate_mw.buffer.redis_clients import RedisClients, check_options
 from fluxgate_mw.buffer.redis_pending import PendingEntries, entry_of, mapping_of
 from fluxgate_mw.errors import BackendRejected, BackendUnavailable, BufferFull, ClosedError
 from fluxgate_mw.settings import mask_url
@@ -61,6 +61,7 @@ class RedisStream:
     """
 
     name = "redis"
+    check_options = staticmethod(check_options)
 
     def __init__(
         self,
@@ -110,8 +111,9 @@ class RedisStream:
             except NoPermissionError:
                 return ["its settings cannot be read by this user"]
         found = []
-        if info.get("maxmemory", "0") != "0" and info.get("maxmemory_policy") != "noeviction":
-            found.append(f"maxmemory-policy is {info.get('maxmemory_policy')}: a full server deletes unread events")
+        policy = info.get("maxmemory_policy", "")
+        if info.get("maxmemory", "0") != "0" and policy.startswith("allkeys-"):  # the others spare what never expires
+            found.append(f"maxmemory-policy is {policy}: a full server deletes unread events")
         if info.get("aof_enabled") == "0":
             found.append("AOF is off: a restart of the server loses the events that were not flushed")
         return [*found, *await self._foreign_groups()]

@@ -295,17 +295,20 @@ class _Pages:
     async def _attributed(self, report: CostReport, where: EventFilter) -> int:
         """Return how many calls have both a feature and a user."""
         users = await self._store.costs("user", where)
-        neither = await self._store.costs("feature", _narrowed(where, features=(None,), users=(None,)))
-        without = [row.calls for rows_ in (report.rows, users.rows) for row in rows_ if row.key is None]
-        return report.total.calls - sum(without) + neither.total.calls
+        without = sum(row.calls for rows_ in (report.rows, users.rows) for row in rows_ if row.key is None)
+        if all(not chosen or None in chosen for chosen in (where.features, where.users)):  # counted twice
+            neither = await self._store.costs("feature", _narrowed(where, features=(None,), users=(None,)))
+            without -= neither.total.calls
+        return report.total.calls - without
 
     async def _facets(self, view: View, now: datetime) -> list[tuple[str, list[tuple[CostRow, str, bool]]]]:
-        """Return the values to choose from, each field counted with the other filters held."""
+        """Return the values to choose from, those chosen among them, each field counted with the other filters held."""
         facets: list[tuple[str, list[tuple[CostRow, str, bool]]]] = []
         for field in filters.FACETS:
             name = filters.FIELDS[field]
-            report = await self._store.costs(field, _narrowed(view.where(now), **{name: ()}))
             chosen = getattr(view, name)
+            counted = await self._store.costs(field, _narrowed(view.where(now), **{name: ()}))
+            report = rows.with_values(counted, chosen)
             labels = rows.labels_of(report)
             ranked = sorted(report.rows, key=lambda row: (row.key not in chosen, -row.calls))
             kept = ranked[: max(_FACET_VALUES, len(chosen))]

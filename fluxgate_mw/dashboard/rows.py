@@ -26,6 +26,7 @@ __all__ = [
     "labels_of",
     "request_lines",
     "tokens_of",
+    "with_values",
 ]
 
 _TONES: Final[Mapping[Status, str]] = {"SUCCESS": "good", "CANCELLED": "warn", "MAX_TOKENS": "warn"}
@@ -142,7 +143,7 @@ def _word(status: str) -> str:
 
 @dataclass(frozen=True)
 class CostLine:
-    """One row of the cost table. `bar` is its share of the dearest row's spend in per cent, for the small bar."""
+    """One row of the cost table. `bar` is its share of the whole spend in per cent, for the small bar."""
 
     row: CostRow
     label: str
@@ -152,6 +153,14 @@ class CostLine:
     share: str
     bar: float
     spark: str
+
+
+def with_values(report: CostReport, keys: Iterable[str | None]) -> CostReport:
+    """Return the report with these keys, those without a call among its rows too: what is chosen stays to be seen."""
+    known = {row.key for row in report.rows}
+    empty = CostRow(key=None, calls=0, cost_nanos=0, unpriced=0, errors=0, input_tokens=0, output_tokens=0)
+    absent = [msgspec.structs.replace(empty, key=key) for key in keys if key not in known]
+    return msgspec.structs.replace(report, rows=(*report.rows, *absent))
 
 
 def labels_of(report: CostReport) -> dict[str | None, str]:

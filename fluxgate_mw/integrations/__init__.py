@@ -1,1 +1,1 @@
-"""Thin adapters, one module per framework; each imports its framework, and none imports another."""
+"""Thin adapters, one module per framework; each imports of its framework what it needs, and none imports another."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from celery.signals import before_task_publish, task_postrun, task_prerun
-
+from fluxgate_mw.errors import MissingExtraError
 from fluxgate_mw.integrations.jobs import ENVELOPE, Job, envelope
 from fluxgate_mw.recorder import guarded
+
+try:
+    from celery.signals import before_task_publish, task_postrun, task_prerun
+except ModuleNotFoundError as error:
+    raise MissingExtraError("celery", needed_for=__name__) from error
 
 __all__ = ["carry_context"]
 

@@ -9,12 +9,12 @@ Uvicorn ends by the signal that it caught, without exit hooks, and tells of that
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-
 from fluxgate_mw.ambient import NOTHING, Ambient, end_request, enter, get
+from fluxgate_mw.errors import MissingExtraError
 from fluxgate_mw.frameworks import DJANGO
 from fluxgate_mw.recorder import guarded
 from fluxgate_mw.request import CARRIER_KEY, RequestContext
@@ -24,6 +24,11 @@ from fluxgate_mw.timing import Costs
 from fluxgate_mw.trust import TrustedProxies
 from fluxgate_mw.types import Carrier, FeatureResolver, HasRecorder, UserResolver
 from fluxgate_mw.wsgi import Body
+
+try:
+    from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+except ModuleNotFoundError as error:
+    raise MissingExtraError("django", needed_for=__name__) from error
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -129,10 +134,30 @@ def _inside(response: Any, served: RequestContext, ambient: Ambient, inside: Amb
     """Put a streamed body inside the request's context; False for a response that is whole, or a file."""
     if not response.streaming or getattr(response, "file_to_stream", None) is not None:
         return False
-    content = response.streaming_content
-    wrap = _AsyncBody if response.is_async else Body
-    response.streaming_content = wrap(content, served, ambient, inside, costs)
+    if response.is_async:
+        response.streaming_content = _AsyncBody(response.streaming_content, served, ambient, inside, costs)
+    else:
+        response.streaming_content = Body(_Content(response), served, ambient, inside, costs)
     return True
+
+
+class _Content:
+    """A sync body, and what its response would close: a generator's last steps are of the request too."""
+
+    def __init__(self, response: Any) -> None:
+        self._content: Iterable[bytes] = response.streaming_content
+        closers = getattr(response, "_resource_closers", [])
+        self._closers = list(closers)
+        closers.clear()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._content)
+
+    def close(self) -> None:
+        """Close them one by one; like Django, whatever one of them raises."""
+        for closer in self._closers:
+            with suppress(Exception):
+                closer()
 
 
 class _AsyncBody:

@@ -92,7 +92,9 @@ def _async_generator(dependency: Callable[..., Any]) -> Callable[..., Any]:
             identify(user)
             try:
                 yield user
-            except Exception as error:
+            except GeneratorExit:
+                raise
+            except BaseException as error:
                 try:
                     await steps.athrow(error)
                 except StopAsyncIteration:

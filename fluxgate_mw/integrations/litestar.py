@@ -14,15 +14,19 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from litestar.config.app import AppConfig
-from litestar.events import BaseEventEmitterBackend, EventListener
-from litestar.middleware import DefineMiddleware
-from litestar.plugins import InitPluginProtocol
-
 from fluxgate_mw.ambient import NOTHING, enter, get
 from fluxgate_mw.asgi import FluxGateMiddleware
+from fluxgate_mw.errors import MissingExtraError
 from fluxgate_mw.recorder import finished
 from fluxgate_mw.types import HasRecorder
+
+try:
+    from litestar.config.app import AppConfig
+    from litestar.events import BaseEventEmitterBackend, EventListener
+    from litestar.middleware import DefineMiddleware
+    from litestar.plugins import InitPluginProtocol
+except ModuleNotFoundError as error:
+    raise MissingExtraError("litestar", needed_for=__name__) from error
 
 __all__ = ["FluxGatePlugin"]
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from quart import Quart
-
 from fluxgate_mw.asgi import FluxGateMiddleware
+from fluxgate_mw.errors import MissingExtraError
 from fluxgate_mw.types import HasRecorder
+
+try:
+    from quart import Quart
+except ModuleNotFoundError as error:
+    raise MissingExtraError("quart", needed_for=__name__) from error
 
 __all__ = ["FluxGateQuart"]
 

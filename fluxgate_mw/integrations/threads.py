@@ -67,7 +67,7 @@ def _carry(thread: Any) -> None:
     run = Carried(get(), thread.run)
 
     def carried_run() -> None:
-        del thread.run
+        vars(thread).pop("run", None)  # gone already where the start failed, and was tried again
         run()
 
     thread.run = carried_run

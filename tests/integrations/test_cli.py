@@ -11,9 +11,15 @@ import time
 import urllib.request
 from collections.abc import Iterator
 
+import anyio
 import pytest
 
-from fluxgate_mw import FluxGate, UsageEvent, User
+from fluxgate_mw import FluxGate, UsageEvent, User, cli
+from fluxgate_mw.buffer.dead_letters import DeadLetter
+from fluxgate_mw.buffer.memory import MemoryBuffer
+from fluxgate_mw.buffer.spool import Spool
+from fluxgate_mw.errors import BackendUnavailable
+from fluxgate_mw.types import Entry
 from tests.servers import RedisServer, free_port, valkey_binary
 
 COMMAND = [sys.executable, "-m", "fluxgate_mw.cli"]
@@ -36,12 +42,12 @@ def start() -> Iterator:
     """Start the command; it is killed at the end if it is still there."""
     started = []
 
-    def begin(*arguments, **variables):
+    def begin(*arguments, stderr=subprocess.STDOUT, **variables):
         process = subprocess.Popen(
             [*COMMAND, *map(str, arguments)],
             env=os.environ | variables,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
         )
         started.append(process)
@@ -70,6 +76,19 @@ def test_flush_once_stores_what_is_spooled(tmp_path):
     record(5)
     assert run("flush", "--once").stdout.splitlines()[-1] == "Stored 5 events, 0 seen before, 0 set aside"
     assert run("flush", "--once").stdout.splitlines()[-1] == "Stored 0 events, 0 seen before, 0 set aside"
+
+
+def test_flush_once_says_what_it_set_aside(tmp_path):
+    """An entry that is no pack of events is counted as what it is: how many it held is not known."""
+
+    async def spoil() -> None:
+        spool = Spool(tmp_path / "spool")
+        await spool.append(b"no pack", 1)
+        await spool.aclose()
+
+    anyio.run(spoil)
+    done = run("flush", "--once", "--data-dir", tmp_path)
+    assert done.stdout == "Stored 0 events, 0 seen before, 0 set aside; packs set aside whole: 1\n"
 
 
 def test_flush_once_through_redis(redis_url, stream_key):
@@ -148,7 +167,12 @@ def test_a_port_in_use_is_one_clear_line(start):
         ),
         (["flush", "--once", "--store-url", "sqlite:////proc"], {}, 1, "/proc: unable to open database file; set"),
         (["serve", "--data-dir", "/proc/nowhere", "--port", "0"], {}, 1, "sqlite: "),
+        (["doctor", "--redis-url", "redis://127.0.0.1:1?colour=hunter2"], {}, 2, "redis-py knows no option 'colour'"),
+        (["doctor", "--redis-url", "redis+cluster://"], {}, 2, "the name of a host is missing"),
+        (["doctor"], {"FLUXGATE_REDIS_URL": "unix://"}, 2, "REDIS_URL (from the environment): expected unix:///path"),
+        (["doctor"], {"FLUXGATE_DATA_DIR": "~nobody-here/x"}, 2, "DATA_DIR (from the environment): expected a path; ~"),
         (["flush", "--store-url", "postgresql://db/x"], {}, 2, "not supported by this version yet"),
+        (["flush", "--once", "--port", "0"], {}, 2, "flush --once --port: nothing is served by what ends by itself"),
         (["dead-letters", "drop"], {}, 2, "give ids, or --all"),
     ],
 )
@@ -236,6 +260,91 @@ def test_doctor_names_no_policy_that_a_redis_without_a_limit_does_not_have(tmp_p
         server.kill()
     [line] = [line for line in done.stdout.splitlines() if "redis policy" in line]
     assert line.split(None, 3) == ["ok", "redis", "policy", "nothing is evicted, persisted"]
+
+
+@pytest.fixture
+def letters(tmp_path) -> list[str]:
+    """The ids of three dead letters in the spool of the folder `tmp_path`."""
+
+    async def give_up() -> list[str]:
+        spool = Spool(tmp_path / "spool")
+        for number in range(3):
+            await spool.dead_letter(Entry(f"e-{number}", b"pack"), b"pack", f"reason {number}")
+        found = [letter.letter_id for letter in await spool.dead_letters(9)]
+        await spool.aclose()
+        return found
+
+    return anyio.run(give_up)
+
+
+def test_dead_letters_are_listed_sent_again_and_deleted(tmp_path, letters):
+    """Oldest first, one a line, with the reason and for scripts as JSON; what an id does not name stays."""
+    folder = ("--data-dir", tmp_path)
+    lines = run("dead-letters", "list", *folder).stdout.splitlines()
+    assert lines == [f"{each}  spool  4 bytes  reason {number}" for number, each in enumerate(letters)]
+    shown = [
+        json.loads(line) for line in run("dead-letters", "list", "--json", "--limit", 2, *folder).stdout.splitlines()
+    ]
+    assert [(line["letter_id"], line["payload"], line["buffer"]) for line in shown] == [
+        (letters[0], 4, "spool"),
+        (letters[1], 4, "spool"),
+    ]
+    done = [
+        run("dead-letters", *action, *folder) for action in (("replay", letters[1]), ("drop", "x"), ("drop", "--all"))
+    ]
+    assert [(each.stdout, each.returncode) for each in done] == [
+        ("1 replayed\n", 0),
+        ("0 dropped\n", 1),
+        ("2 dropped\n", 0),
+    ]
+    assert run("dead-letters", "list", *folder).stdout == ""
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "some", "1.5"])
+def test_a_list_of_no_length_is_refused(limit):
+    """In one line, not in the traceback of whichever buffer is asked first."""
+    done = run("dead-letters", "list", "--limit", limit)
+    assert done.returncode == 2
+    assert f"expected a whole number from 1, got {limit}" in done.stderr.splitlines()[-1]
+
+
+def test_a_reader_that_goes_away_is_no_error(start, tmp_path, letters):
+    """`fluxgate dead-letters list | head -1` ends without a traceback."""
+    process = start("dead-letters", "list", "--data-dir", tmp_path, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(20)) == ("", 1)
+
+
+class _Keeper(MemoryBuffer):
+    """A buffer of one dead letter that can fail, and says whether it was closed."""
+
+    def __init__(self, *, fails: bool) -> None:
+        super().__init__()
+        self.fails, self.closed = fails, False
+        self._stream.dead["1"] = DeadLetter.of("1", Entry("e", b"pack"), b"pack", "why")
+
+    async def dead_letters(self, limit: int):
+        if self.fails:
+            raise BackendUnavailable("memory", "it is gone") from None
+        return await super().dead_letters(limit)
+
+    async def aclose(self) -> None:
+        self.closed = True
+        if self.fails:
+            raise BackendUnavailable("memory", "it is gone") from None
+
+
+@pytest.mark.parametrize("failing", [None, 0, 1, 2])
+def test_dead_letters_closes_every_buffer(monkeypatch, capsys, failing):
+    """Also where one cannot be asked, and not even be closed; the others' letters count against one limit."""
+    buffers = [_Keeper(fails=place == failing) for place in range(3)]
+    monkeypatch.setattr(cli, "make_buffers", lambda _: buffers)
+    status = cli.main(["dead-letters", "list", "--limit", "2"])
+    asked_in_vain = failing in (0, 1)
+    assert [buffer.closed for buffer in buffers] == [True] * 3
+    said = capsys.readouterr()
+    assert (status, len(said.out.splitlines())) == (int(failing is not None), failing if asked_in_vain else 2)
+    assert said.err == ("" if failing is None else "fluxgate: memory: it is gone\n")
 
 
 def test_a_dead_redis_does_not_stop_serve(start):

@@ -108,6 +108,16 @@ def test_under_wsgi_a_streamed_body_knows_user_and_route(cookie: str) -> None:
     assert [who(event) for event in over_wsgi("/method/7/", cookie)] == [("5", "method")]
 
 
+def test_a_streamed_body_that_is_closed_early_ends_inside_its_request(cookie: str) -> None:
+    """Its `finally` runs where a client has left, and what it raises there is nobody's."""
+    with capture_events() as events:
+        app = WSGIClient(get_wsgi_application(), use_cookies=False)
+        response = app.get("/closing/7/", headers={"cookie": cookie}, buffered=False)
+        assert next(response.iter_encoded()) == b"one"
+        response.close()
+    assert [who(event) for event in events] == [("5", "GET /closing/<int:key>/")]
+
+
 @pytest.mark.anyio
 @survival("Django", "streamed body, async")
 async def test_under_asgi_a_streamed_body_knows_user_and_route(cookie: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
 import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, Request, WebSocket
 from fastapi.responses import PlainTextResponse, StreamingResponse
@@ -418,6 +420,26 @@ def test_a_dependency_that_keeps_the_error_ends_as_without_identified(dependency
         return repr(caught.value)
 
     assert outcome(identified(dependency)) == outcome(dependency)
+
+
+@pytest.mark.anyio
+async def test_a_dependency_is_told_of_a_cancelled_request_as_without_identified() -> None:
+    """A clean-up that asks for `CancelledError` runs: a time-out and a client that leaves cancel a handler."""
+    seen: list[str] = []
+
+    async def account() -> AsyncIterator[str]:
+        try:
+            yield "ada"
+        except BaseException as error:
+            seen.append(type(error).__name__)
+            raise
+
+    for dependency in (account, identified(account)):
+        with anyio.move_on_after(0.01) as scope:
+            async with asynccontextmanager(dependency)():
+                await anyio.sleep(10)
+        assert scope.cancelled_caught
+    assert seen == ["CancelledError"] * 2
 
 
 @survival("identify() in a sync dependency")

@@ -379,6 +379,41 @@ async def test_a_server_that_may_lose_events_is_warned_of(tmp_path, caplog):
     assert ["allkeys-lru" in caplog.text, "AOF is off" in caplog.text] == [True, True]
 
 
+@pytest.mark.parametrize("policy", ["volatile-lru", "noeviction"])
+async def test_a_policy_that_spares_keys_without_an_expiry_is_no_risk(tmp_path, policy):
+    """Our keys never expire: such a server, when it is full, refuses what is written, and the spool takes it."""
+    options = ["--maxmemory", "50mb", "--maxmemory-policy", policy, "--save", "", "--appendonly", "yes"]
+    server = RedisServer(valkey_binary(), tmp_path / "server", *options)
+    server.start()
+    stream = RedisStream(server.url, stream_key="k", consumer_group="g")
+    try:
+        await stream.append(one(0), 1)
+        [entry] = await stream.read(max_entries=1, wait_s=1)
+        await stream.dead_letter(entry, entry.payload, "why")
+        assert await stream.risks() == []
+        assert [await stream._client.execute_command("TTL", key) for key in ("k", "k:dead")] == [-1, -1]
+    finally:
+        await stream.aclose()
+        server.kill()
+
+
+@pytest.mark.parametrize("option", ["decode_responses=True", "protocol=3", "encoding=utf-16", "socket_keepalive=yes"])
+async def test_an_option_that_says_how_replies_are_read_changes_nothing(redis_url, stream_key, option):
+    """An address that an application shares with its own client works: every command is answered and understood."""
+    stream = RedisStream(f"{redis_url}?{option}", stream_key=stream_key, consumer_group="g")
+    try:
+        payload = one(7)
+        await stream.append(payload, 1)
+        [entry] = await stream.read(max_entries=1, wait_s=1)
+        [again] = await stream.reclaim(min_idle_s=0, max_entries=1)
+        assert (entry.payload, again.delivery_count) == (payload, 2)
+        await stream.risks()
+        await stream.ack([again])
+        assert (await stream.backlog())["entries"] == 0
+    finally:
+        await stream.aclose()
+
+
 async def test_a_foreign_consumer_group_is_named(make, server, stream_key):
     """Another group on our stream is somebody's mistake: what ours acknowledged is deleted under it.
 

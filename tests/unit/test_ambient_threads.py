@@ -10,6 +10,8 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 from fluxgate_mw import FluxGateWSGIMiddleware, ambient, context, current
 from fluxgate_mw.ambient import Ambient, Current
 from fluxgate_mw.integrations.threads import carry_context
@@ -35,6 +37,29 @@ def test_a_worker_thread_that_begins_inside_a_context_does_not_keep_it() -> None
             assert pool.submit(ambient.get).result() is ambient.NOTHING
     finally:
         undo()
+
+
+def test_a_thread_whose_start_failed_is_carried_when_it_is_tried_again(monkeypatch) -> None:
+    """A process that can start no thread for a moment is no reason to lose what the thread does."""
+    seen: list[str | None] = []
+    launch = "_start_joinable_thread" if hasattr(threading, "_start_joinable_thread") else "_start_new_thread"
+
+    def cannot(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    undo = carry_context()
+    try:
+        thread = threading.Thread(target=lambda: seen.append(name()))
+        with context(feature="f"):
+            with monkeypatch.context() as patched:
+                patched.setattr(threading, launch, cannot)
+                with pytest.raises(RuntimeError, match="can't start"):
+                    thread.start()
+            thread.start()
+            thread.join()
+    finally:
+        undo()
+    assert seen == ["f"]
 
 
 def test_a_thread_is_carried_and_keeps_nothing_when_it_has_run() -> None:

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
+from fluxgate_mw.dashboard import format as fmt
 from fluxgate_mw.dashboard.app import make_dashboard
 from fluxgate_mw.errors import BackendUnavailable
 from fluxgate_mw.event import UsageEvent, User
@@ -184,6 +185,19 @@ def test_facets_count_with_the_other_filters_held(client):
     assert counts["status", "ERROR"] == (False, sum(event.status == "ERROR" for event in chats))
 
 
+def test_what_is_chosen_stays_to_be_taken_back_where_no_call_has_it(client):
+    """A form without its box would be sent without the filter, and show the calls of all."""
+    page = client.get("/requests?feature=chat&feature=gone&user=acct_55&without=user&range=15m&status=BLOCKED").text
+    boxes = re.findall(r'<input type="checkbox" name="(\w+)" value="([^"]*)" checked>.*?<span class="n">(\d+)', page)
+    assert boxes == [
+        ("feature", "chat", "0"),
+        ("feature", "gone", "0"),
+        ("user", "acct_55", "0"),
+        ("without", "user", "0"),
+        ("status", "BLOCKED", "0"),
+    ]
+
+
 @pytest.mark.parametrize("dimension", ["feature", "user", "model"])
 def test_the_breakdown_adds_up(client, dimension):
     """The rows of the table and the bars of the picture each sum to the spend of all calls."""
@@ -218,6 +232,28 @@ def test_the_trust_strip_shows_what_may_be_missing(client):
     assert "<li><b>3</b> queued</li>" in page
     assert '<li class="look"><b>2</b> not covered: websocket</li>' in page
     assert '<li class="look"><b>31.0</b> lag, s</li>' in page
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "feature=chat",
+        "user=u1",
+        "feature=chat&user=u1",
+        "without=feature",
+        "without=user",
+        "feature=chat&without=feature",
+        "user=u1&without=user",
+        "feature=chat&without=user",
+        "feature=chat&without=feature&without=user",
+        "q=ada",
+    ],
+)
+def test_the_share_that_is_attributed_is_of_the_calls_that_are_shown(client, query):
+    """A filter leaves out of the share what it leaves out of the list."""
+    found = client.get(f"/requests.json?range=all&limit=200&{query}").json()["events"]
+    both = sum(event["feature"] is not None and event["user"] is not None for event in found)
+    assert f"{fmt.share(both, len(found))} attributed" in _text(client.get(f"/?range=all&{query}").text)
 
 
 def test_losses_are_shown_where_nothing_else_is(tmp_path):

@@ -92,6 +92,9 @@ def test_any_query_string_parses_or_names_what_is_wrong(query_string):
         ("since=2026-11-02&until=2026-11-01", "until: expected a moment after since"),
         ("after=1,a&before=1,a", "before: expected at most one of after and before"),
         ("after=yesterday", "after: expected a place in the list"),
+        ("after=yesterday,some-id", "after: expected a place in the list"),
+        ("before=1", "before: expected a place in the list"),
+        ("before=1,", "before: expected a place in the list"),
         ("limit=0", "limit: expected a whole number from 1 to 200"),
         ("by=colour", "by: expected one of feature, user, model"),
         ("range=1h&range=7d", "range: expected at most 1 value"),
@@ -125,6 +128,14 @@ def test_dates_beat_the_named_range():
     """A start or an end that is given stands, and the other side stays open."""
     where = parse("range=1h&until=2026-11-02").where(NOW)
     assert (where.since, where.until) == (None, datetime(2026, 11, 2, tzinfo=UTC))
+
+
+def test_a_moment_without_an_offset_is_utc_and_another_offset_is_minded():
+    """Whatever the time zone of the machine is."""
+    where = parse("since=2026-11-01T09:30&until=2026-11-01T14:30%2B02:00").where(NOW)
+    assert where.since == datetime(2026, 11, 1, 9, 30, tzinfo=UTC)
+    assert where.until == datetime(2026, 11, 1, 12, 30, tzinfo=UTC)
+    assert where.until.utcoffset() == timedelta(0)
 
 
 def test_empty_values_are_not_given():

@@ -223,6 +223,13 @@ async def test_probes_answer_and_pass_the_rest_on(health, stream):
         assert (await client.get("/nothing")).status_code == 404
 
 
+async def test_probes_alone_say_what_there_is(health):
+    """Behind `fluxgate flush --port` there is no other app, and a path that is none is answered nevertheless."""
+    async with client_of(Probes(None, health)) as client:
+        answer = await client.get("/nothing")
+    assert (answer.status_code, answer.json()) == (404, {"error": "there are /healthz, /readyz and /metrics"})
+
+
 async def test_a_delivery_that_is_not_ready_is_a_503_with_reasons(store):
     """The lag and the store are judged; that the process lives is another question."""
     health = Health(store=Faulty(store, down), buffers=lambda: [MemoryBuffer()])

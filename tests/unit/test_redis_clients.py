@@ -6,7 +6,8 @@ import pytest
 from redis import exceptions
 from redis.exceptions import ClusterDownError, MovedError, ReadOnlyError, ResponseError
 
-from fluxgate_mw.buffer.redis_clients import RedisClients, _address, _owner
+from fluxgate_mw.buffer.redis_clients import RedisClients, _address, _owner, check_options
+from fluxgate_mw.errors import ConfigurationError
 
 SENTINEL = "rediss+sentinel://ann:pw@s1:26379,s2:26380/costs/3?ssl_ca_certs=/ca.pem"
 LOGIN = "redis+sentinel://ann:pw@s1:26379/costs?sentinel_username=guard&sentinel_password=p%40%2F&socket_keepalive=yes"
@@ -72,3 +73,31 @@ def test_the_server_is_located_again_where_the_error_may_mean_that_it_moved(erro
     moving.doubt(error)
     fixed.doubt(error)
     assert (moving._is_located, fixed._is_located) == (not asked_again, True)
+
+
+@pytest.mark.parametrize(
+    ("url", "option"),
+    [
+        ("redis://cache?db=hunter2", "db"),
+        ("redis://cache?colour=hunter2", "colour"),
+        ("redis://cache?health_check_interval=5&socket_timeout=hunter2", "socket_timeout"),
+        ("redis://cache?ssl_ca_certs=hunter2", "ssl_ca_certs"),
+        ("rediss://cache?ssl_cert_reqs=hunter2", "ssl_cert_reqs"),
+        ("redis://cache?sentinel_password=hunter2", "sentinel_password"),
+        ("redis+cluster://node?port=hunter2", "port"),
+        ("unix:///run/redis.sock?host=hunter2", "host"),
+    ],
+)
+def test_an_option_that_the_driver_cannot_use_is_named(url, option):
+    """At the start, and not as a fault of every delivery; what was given for it may be a secret."""
+    with pytest.raises(ConfigurationError, match=f"redis_url: redis-py knows no option '{option}'") as caught:
+        check_options(url)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", [SENTINEL, LOGIN, CLUSTER, "redis://cache", "redis://cache?decode_responses=True&client_name=shop&db=3"]
+)
+def test_options_that_the_driver_knows_are_taken(url):
+    """Nothing is connected: none of these servers is there."""
+    check_options(url)

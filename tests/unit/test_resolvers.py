@@ -218,6 +218,8 @@ PROXIES = TrustedProxies(["10.0.0.0/8", "fd00::/8", "unix"], user_header="X-User
     [
         ({"client": ("10.1.2.3", 1), "headers": [(b"x-user", b"ada")]}, "ada"),
         ({"client": ("fd00::1", 1), "headers": [(b"X-User", b"ada")]}, "ada"),
+        ({"client": ("::ffff:10.1.2.3", 1), "headers": [(b"x-user", b"ada")]}, "ada"),
+        ({"client": ("::ffff:11.0.0.1", 1), "headers": [(b"x-user", b"ada")]}, None),
         ({"client": None, "headers": [(b"x-user", b"ada")]}, "ada"),
         ({"client": ("11.0.0.1", 1), "headers": [(b"x-user", b"ada")]}, None),
         ({"client": ("not an address", 1), "headers": [(b"x-user", b"ada")]}, None),
@@ -226,6 +228,7 @@ PROXIES = TrustedProxies(["10.0.0.0/8", "fd00::/8", "unix"], user_header="X-User
         ({"client": ("10.1.2.3", 1), "headers": [(b"x_user", b"eve")]}, None),
         ({"client": ("10.1.2.3", 1), "headers": []}, None),
         ({"REMOTE_ADDR": "10.1.2.3", "HTTP_X_USER": "ada"}, "ada"),
+        ({"REMOTE_ADDR": "::ffff:10.1.2.3", "HTTP_X_USER": "ada"}, "ada"),
         ({"REMOTE_ADDR": "", "HTTP_X_USER": "ada"}, "ada"),
         ({"REMOTE_ADDR": "11.0.0.1", "HTTP_X_USER": "ada", "REMOTE_USER": "ada"}, None),
         ({"REMOTE_ADDR": "10.1.2.3", "HTTP_X_USER": "ada,eve"}, None),

@@ -267,6 +267,13 @@ def test_no_signal_handler_is_installed(tmp_path):
     assert [signal.getsignal(number) for number in numbers] == before
 
 
+def test_an_option_of_redis_that_nobody_knows_fails_at_start_up():
+    """Not in the delivery's thread, where every event would wait for ever."""
+    with pytest.raises(ConfigurationError, match="redis-py knows no option 'colour'"):
+        FluxGate(redis_url="redis://cache:6379?colour=red")
+    assert FluxGate._default == []
+
+
 def test_one_that_cannot_be_made_leaves_nothing_behind(monkeypatch):
     """Neither a patch nor a default: the next `FluxGate` is the first."""
 

@@ -45,6 +45,23 @@ def test_an_empty_argument_of_no_setting_is_an_error():
         ("shutdown_timeout_s", "-1", "expected a number from 0 to 3600"),
         ("redis_url", "http://cache", "starts with redis://, rediss://, unix://"),
         ("redis_url", "redis://cache:port", "with a port from 0 to 65535"),
+        ("redis_url", "unix://", "expected unix:///path/of/the.sock"),
+        ("redis_url", "unix:///", "expected unix:///path/of/the.sock"),
+        ("redis_url", "unix://run/redis.sock", "with the whole path behind three slashes"),
+        ("redis_url", "redis+cluster://", "the name of a host is missing"),
+        (
+            "redis_url",
+            "rediss+cluster://node:7000,",
+            "expected rediss+cluster://host:port, several separated by commas",
+        ),
+        ("redis_url", "redis+cluster://:7000", "the name of a host is missing"),
+        ("redis_url", "redis+sentinel:///costs", "the name of a host is missing"),
+        ("redis_url", "redis+sentinel://guard", "the service's name is missing"),
+        ("redis_url", "redis+sentinel://guard/costs/one", "expected the number of a database"),
+        ("redis_url", "redis+cluster://node:7000/3", "a cluster has no database but 0"),
+        ("redis_url", "redis://a,b", "several are redis+sentinel://host,host/service or redis+cluster://"),
+        ("redis_url", "redis://cache/costs", "expected the number of a database"),
+        ("data_dir", "~nobody-of-that-name/x", "~nobody-of-that-name is nobody's home folder"),
         ("spool_max_bytes", "1GB", "expected a whole number from 65536 to 1125899906842624"),
         ("store_url", "mysql://x", "starts with sqlite://"),
         ("flusher", "foreground", "expected one of none, background"),
@@ -103,6 +120,46 @@ def test_a_password_that_breaks_its_address_is_not_shown(user, password):
     with pytest.raises(ConfigurationError, match="in a password, write / as %2F") as caught:
         Settings.load({}, {"FLUXGATE_REDIS_URL": url})
     assert "hunter" not in str(caught.value)
+
+
+def test_an_error_of_the_store_names_no_store_that_this_version_refuses():
+    """Who mends the address takes the next one from the message."""
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load({"store_url": "mysql://x"}, {})
+    assert "postgresql" not in str(caught.value)
+    assert "clickhouse" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://",
+        "redis://:6379",
+        "redis:///1",
+        "redis://cache:6379/0/",
+        "rediss://[::1]:6380/2",
+        "unix://ann:pw@/run/redis.sock?db=1",
+        "redis+sentinel://ann:pw@Guard-1:26379,[::1]:26379/costs/3?sentinel_password=p",
+        "redis+cluster://ann:pw@node_1:7000,10.0.0.7:7001",
+        "rediss+cluster://node/0",
+    ],
+)
+def test_an_address_that_can_be_reached_is_taken(url):
+    """No host at all is this machine, as redis-py has it; a cluster has database 0."""
+    assert Settings.load({"redis_url": url}, {}).redis_url == url
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch):
+    """A container may run as a user that nobody knows, and then only a folder that is named can be one."""
+
+    def nobodys() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobodys)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    with pytest.raises(ConfigurationError, match="data_dir: this user has no home folder; set FLUXGATE_DATA_DIR"):
+        Settings.load({}, {})
+    assert Settings.load({"data_dir": "/srv/costs"}, {}).data_dir == Path("/srv/costs")
 
 
 @pytest.mark.parametrize("url", ["redis://cache?password=a@b=c", "unix:///run/a@b.sock", "redis://:a@b@cache/0"])
