@@ -56,8 +56,8 @@ def requested(send: Callable[..., Any], client: Any, cast_to: Any, options: Any,
     if call is None:
         return send(cast_to, options, *arguments, **keywords)
     outer = in_hand.get()
-    in_hand.set(call)
     try:
+        in_hand.set(call)
         result = send(cast_to, call.options, *arguments, **keywords)
     except BaseException as error:
         _failed(call, error)
@@ -78,8 +78,8 @@ async def arequested(
     if call is None:
         return await send(cast_to, options, *arguments, **keywords)
     outer = in_hand.get()
-    in_hand.set(call)
     try:
+        in_hand.set(call)
         result = await send(cast_to, call.options, *arguments, **keywords)
     except BaseException as error:
         _failed(call, error)
@@ -95,7 +95,12 @@ def _answered(call: OpenAICall | Passing, result: object) -> None:
         if guarded("openai", is_told, call, result):
             return
         guarded("openai", _patch.mend, call.client)
-    if guarded("openai", call.answered, result) is None and isinstance(call, OpenAICall):
+    try:
+        known = guarded("openai", call.answered, result)
+    except BaseException as error:  # an interrupt, while we were at work
+        call.failed(error)
+        raise
+    if known is None and isinstance(call, OpenAICall):
         guarded("openai", call.end)
 
 
