@@ -109,16 +109,18 @@ class Call(msgspec.Struct, eq=False, weakref=True):
         if self.ended_at is not None:
             return
         self.ended_at = now
-        self._outcome = outcome
-        request = self.ambient.request
+        at_once = False
         try:
+            self._outcome = outcome
+            ambient = self.ambient
+            request = ambient.request
             if request is not None:
-                self.ambient = guarded("ambient", self.ambient.attributed) or self.ambient
+                ambient = self.ambient = guarded("ambient", ambient.attributed) or ambient
                 request.ended(self, (now - self.began_at) * 1000)
+            changing = ambient.metadata and not _UNCHANGING.issuperset(map(type, ambient.metadata.values()))
+            at_once = bool(changing) or self.is_made_quickly()
         finally:
-            metadata = self.ambient.metadata
-            changing = metadata and not _UNCHANGING.issuperset(map(type, metadata.values()))
-            self.recorder.take(self, now=bool(changing) or self.is_made_quickly())
+            self.recorder.take(self, now=at_once)
 
     def is_made_quickly(self) -> bool:
         """Return whether its event is made in about the time that handing it on takes; asked when it has ended.

@@ -184,6 +184,7 @@ def _followed(response: Any, base: type, watch: Watch, chunks: Iterator[bytes]) 
             yield torn
         raise
     finally:
+        watch.finish(sys.exception())  # where an interrupt has kept us from it
         _release(response, base)
 
 
@@ -206,6 +207,7 @@ async def _afollowed(response: Any, base: type, watch: Watch, chunks: AsyncItera
             yield torn
         raise
     finally:
+        watch.finish(sys.exception())  # where an interrupt has kept us from it
         _release(response, base)
         await _close(chunks)
 

@@ -105,7 +105,13 @@ def _answered(call: OpenAICall | Passing, result: object) -> None:
 
 
 def _failed(call: OpenAICall | Passing, error: BaseException) -> None:
-    if not guarded("openai", is_told, call, error):
+    try:
+        told = guarded("openai", is_told, call, error)
+    except BaseException:  # an interrupt, while we were at work
+        if call.client is not None:
+            call.failed(error)
+        raise
+    if not told:
         guarded("openai", call.failed, error)
         if isinstance(call, OpenAICall):
             register(error, call)

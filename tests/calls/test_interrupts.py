@@ -13,14 +13,21 @@ import pytest
 
 from fluxgate_mw import context
 from fluxgate_mw.call import Call
-from fluxgate_mw.openai import calls, patch
+from fluxgate_mw.openai import calls, follow, patch
 from fluxgate_mw.openai.calls import OpenAICall
+from fluxgate_mw.openai.watch import Watch
 from fluxgate_mw.recorder import in_hand
-from tests.calls.clients import ASKED, SSE, Reply, Wire, completion, recorded
+from tests.calls.clients import ASKED, SSE, Reply, Wire, completion, httpx, recorded
 from tests.calls.streaming import AS_ASKED, ENDLESS
 
 ANSWER = json.dumps(completion()).encode()
-PLAIN = (OpenAICall, "_heard"), (OpenAICall, "_let_go"), (Call, "end"), (calls, "register")
+PLAIN = (
+    (OpenAICall, "_heard"),
+    (OpenAICall, "_let_go"),
+    (Call, "end"),
+    (OpenAICall, "is_made_quickly"),
+    (calls, "register"),
+)
 STREAMED = (OpenAICall, "_heard"), (calls, "Watch"), (calls, "follow"), (calls, "register")
 
 
@@ -89,12 +96,26 @@ def test_over_the_end_of_a_stream(interrupt, place):
     assert event.usage_source == "provider"
 
 
-def test_over_an_error(interrupt):
+@pytest.mark.parametrize("place", [(follow, "_broke"), (Watch, "_read_last")], ids=lambda place: place[1])
+def test_over_a_stream_that_broke_off(interrupt, place):
+    """What came before is looked at then; the call has ended all the same."""
+    comes_in, raised = interrupt
+    broken = Reply([*ENDLESS[:2], ENDLESS[2][:9]], headers=SSE, error=httpx.ReadError("reset"))
+    with recorded() as events:
+        stream = Wire(broken).client().chat.completions.create(**ASKED, stream=True)
+        comes_in(*place)
+        with pytest.raises(raised):
+            list(stream)
+        assert len(events) == 1
+
+
+@pytest.mark.parametrize("place", [(OpenAICall, "_finish"), (patch, "is_told")], ids=lambda place: place[1])
+def test_over_an_error(interrupt, place):
     """The client has raised already: that is what the event tells."""
     comes_in, raised = interrupt
     client = Wire(Reply(b'{"error":{"message":"no"}}', status=400)).client()
     with recorded() as events:
-        comes_in(OpenAICall, "_finish")
+        comes_in(*place)
         with pytest.raises(raised):
             client.chat.completions.create(**ASKED)
     assert [(event.status, event.error_type) for event in events] == [("ERROR", "BadRequestError")]
