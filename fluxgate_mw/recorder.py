@@ -32,6 +32,7 @@ from fluxgate_mw.types import Pending, Sink
 __all__ = [
     "Outcome",
     "Recorder",
+    "at_first_open",
     "at_process_end",
     "capturing",
     "choose",
@@ -215,6 +216,9 @@ in_hand: ContextVar[object] = ContextVar("fluxgate_in_hand", default=None)
 """The call that this context is inside of: what is sent to a provider meanwhile is accounted for."""
 at_process_end: list[Callable[[], None]] = []
 """What ends the calls that are still open when the process ends, before its last events are delivered."""
+
+at_first_open: list[Callable[[], None]] = []
+"""What sees to it that a process ends its open calls, asked in each one that opens any; it takes no lock."""
 
 
 def end_open_calls() -> None:
