@@ -57,13 +57,14 @@ def requested(send: Callable[..., Any], client: Any, cast_to: Any, options: Any,
         return send(cast_to, options, *arguments, **keywords)
     outer = in_hand.get()
     try:
-        in_hand.set(call)
-        result = send(cast_to, call.options, *arguments, **keywords)
+        try:
+            in_hand.set(call)
+            result = send(cast_to, call.options, *arguments, **keywords)
+        finally:
+            in_hand.set(outer)
     except BaseException as error:
         _failed(call, error)
         raise
-    finally:
-        in_hand.set(outer)
     _answered(call, result)
     return result
 
@@ -79,13 +80,14 @@ async def arequested(
         return await send(cast_to, options, *arguments, **keywords)
     outer = in_hand.get()
     try:
-        in_hand.set(call)
-        result = await send(cast_to, call.options, *arguments, **keywords)
+        try:
+            in_hand.set(call)
+            result = await send(cast_to, call.options, *arguments, **keywords)
+        finally:
+            in_hand.set(outer)
     except BaseException as error:
         _failed(call, error)
         raise
-    finally:
-        in_hand.set(outer)
     _answered(call, result)
     return result
 

@@ -121,6 +121,41 @@ def test_over_an_error(interrupt, place):
     assert [(event.status, event.error_type) for event in events] == [("ERROR", "BadRequestError")]
 
 
+class _Hand:
+    """The variable that says which call is in hand: the signal comes when it is set for the second time."""
+
+    get = in_hand.get
+
+    def __init__(self):
+        self.left = 2
+
+    def set(self, call):
+        in_hand.set(call)
+        self.left -= 1
+        if not self.left:
+            signal.raise_signal(signal.SIGALRM)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+async def test_between_the_answer_and_us(interrupt, monkeypatch, asynchronous):
+    """The client has returned, to nobody."""
+    _, raised = interrupt
+    wire = Wire(Reply(ANSWER))
+
+    async def ask():
+        if asynchronous:
+            await wire.async_client().chat.completions.create(**ASKED)
+        else:
+            wire.client().chat.completions.create(**ASKED)
+
+    with recorded() as events:
+        monkeypatch.setattr(patch, "in_hand", _Hand())
+        with pytest.raises(raised):
+            await ask()
+    assert len(events) == 1
+
+
 def test_before_anything_is_sent(interrupt):
     """Then there is no call: nobody is asked."""
     comes_in, raised = interrupt
