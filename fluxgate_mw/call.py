@@ -110,15 +110,18 @@ class Call(msgspec.Struct, eq=False, weakref=True):
         now = time.perf_counter()
         if self._claimed:
             return
-        self._claimed = True
-        ambient = self.ambient
-        request = ambient.request
-        if request is not None:
-            ambient = self.ambient = guarded("ambient", ambient.attributed) or ambient
-            request.ended(self, (now - self.began_at) * 1000)
-        self._outcome, self.ended_at = outcome, now
-        changing = ambient.metadata and not _UNCHANGING.issuperset(map(type, ambient.metadata.values()))
-        self.recorder.take(self, now=bool(changing) or self.is_made_quickly())
+        self._claimed, at_once = True, False
+        try:
+            ambient = self.ambient
+            request = ambient.request
+            if request is not None:
+                ambient = self.ambient = guarded("ambient", ambient.attributed) or ambient
+                request.ended(self, (now - self.began_at) * 1000)
+            changing = ambient.metadata and not _UNCHANGING.issuperset(map(type, ambient.metadata.values()))
+            at_once = bool(changing) or self.is_made_quickly()
+        finally:
+            self._outcome, self.ended_at = outcome, now
+            self.recorder.take(self, now=at_once)
 
     def is_made_quickly(self) -> bool:
         """Return whether its event is made in about the time that handing it on takes; asked when it has ended.

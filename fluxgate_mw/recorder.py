@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import current_thread, main_thread
 from typing import Any, ParamSpec, TypeVar
 
@@ -31,6 +32,7 @@ from fluxgate_mw.types import Pending, Sink
 __all__ = [
     "Outcome",
     "Recorder",
+    "at_first_open",
     "at_process_end",
     "capturing",
     "choose",
@@ -52,20 +54,40 @@ def guarded(stage: str, function: Callable[_P, _T], /, *args: _P.args, **kwargs:
 
     The log names the error's class and place but not its message, which may quote a prompt.
 
-    Guarantees: no `Exception` leaves it; cancellation, `KeyboardInterrupt` and `SystemExit` do.
+    Guarantees: no `Exception` leaves it; cancellation, `KeyboardInterrupt` and `SystemExit` do, and whatever else a
+    signal handler raises meanwhile: the time limits of celery and RQ are an `Exception`.
     """
     try:
         return function(*args, **kwargs)
     except FluxGateError as error:
         diagnostics.note(f"failed_{stage}", f"nothing is recorded: {error}", level=logging.ERROR)
         return None
-    except Exception as error:  # noqa: BLE001  (the one guard between our bugs and the host)
+    except Exception as error:
+        if _is_signalled(error):
+            raise
         frames = traceback.extract_tb(error.__traceback__)[-3:]
         place = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in reversed(frames))  # noqa: PTH119
         diagnostics.note(
             f"bug_{stage}", f"fluxgate-mw failed in {stage}: {type(error).__name__} at {place}", level=logging.ERROR
         )
         return None
+
+
+def _is_signalled(error: Exception) -> bool:
+    """Say whether a signal handler of the host has raised this, which interrupted us by chance."""
+    if current_thread() is not main_thread():
+        return False
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {_code_of(handler) for handler in handlers if callable(handler)} - {None}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _code_of(handler: Any) -> object:
+    """Return the code that a handler runs first: a function's, a method's, a partial's, or an object's `__call__`."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    called = handler if hasattr(handler, "__code__") or hasattr(handler, "__func__") else type(handler).__call__
+    return getattr(called, "__code__", None)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,22 +144,29 @@ class Recorder:
 
     def record(self, event: UsageEvent) -> None:
         """Hand the event to whoever captures, else to the sink. Never raises."""
-        if _captures:
-            for capture in _captures:
-                capture.append(event)
-            return
-        self.sink.emit(event)
+        captures = tuple(_captures)  # one may end meanwhile, in another thread
+        for capture in captures:
+            capture.append(event)
+        if not captures:
+            self.sink.emit(event)
 
     def take(self, pending: Pending, *, now: bool) -> None:
         """Hand on an event that is made when it is delivered.
 
-        It is made at once for `now`, where somebody captures events, and for a sink that has no `defer`.
+        It is made at once for `now`, where somebody captures events, and for a sink that has no `defer`; where an
+        interrupt has kept it from that, at its delivery.
         """
         defer = getattr(self.sink, "defer", None)
-        if now or _captures or defer is None:
-            self.record(pending.made())
-        else:
+        if not (now or _captures or defer is None):
             defer(pending)
+            return
+        try:
+            event = pending.made()
+        except BaseException:
+            if defer is not None and not _captures:
+                defer(pending)
+            raise
+        self.record(event)
 
     def kept(self, content: Any) -> str | None:
         """Return captured content as a redacted text of at most `content_max_bytes`; None for nothing.
@@ -187,6 +216,9 @@ in_hand: ContextVar[object] = ContextVar("fluxgate_in_hand", default=None)
 """The call that this context is inside of: what is sent to a provider meanwhile is accounted for."""
 at_process_end: list[Callable[[], None]] = []
 """What ends the calls that are still open when the process ends, before its last events are delivered."""
+
+at_first_open: list[Callable[[], None]] = []
+"""What sees to it that a process ends its open calls, asked in each one that opens any; it takes no lock."""
 
 
 def end_open_calls() -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from fluxgate_mw import diagnostics
-from fluxgate_mw.recorder import end_open_calls
+from fluxgate_mw.recorder import at_first_open, end_open_calls
 
 __all__ = ["forks_unseen", "register", "start_thread"]
 
@@ -191,3 +191,4 @@ def _at_exit() -> None:
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
 atexit.register(_at_exit)
+at_first_open.append(_finalize_in_child_process)

@@ -124,8 +124,12 @@ class OpenAICall(Call, eq=False):
 
     def failed(self, error: BaseException) -> None:
         """The client raised: before an answer came, or over one that it could not make a result of."""
-        if guarded("openai", self._failed, error) is None:
-            self._end_anyway(Answer(), error)
+        known = None
+        try:
+            known = guarded("openai", self._failed, error)
+        finally:
+            if known is None:
+                self._end_anyway(Answer(), error)
 
     def _failed(self, error: BaseException) -> bool:
         response, self.response, self.client = self.response, None, None
@@ -146,7 +150,12 @@ class OpenAICall(Call, eq=False):
 
     def ended(self, answer: Answer, error: BaseException | None, exhausted: bool) -> None:  # noqa: FBT001
         """The body was read to its end, given up, or broke off."""
-        if guarded("openai_stream", self._ended, answer, error, exhausted) is None:
+        try:
+            known = guarded("openai_stream", self._ended, answer, error, exhausted)
+        except BaseException as interrupt:
+            self._end_anyway(answer, interrupt)
+            raise
+        if known is None:
             self._end_anyway(answer, error)
 
     def _ended(self, answer: Answer, error: BaseException | None, exhausted: bool) -> bool:  # noqa: FBT001
@@ -339,7 +348,7 @@ class OpenAICall(Call, eq=False):
         )
 
     def _end_anyway(self, answer: Answer, error: BaseException | None) -> None:
-        """End where a bug of ours has kept the call from it: by the class of the error, else as the answer tells."""
+        """End where a bug of ours or an interrupt kept it from that: by the error's class, or as the answer tells."""
         if self.ended_at is None:
             self._answer, self._ending = answer, None if error is None else raised(error)
         self.client = self.request = self.response = self.options = None

@@ -17,17 +17,20 @@ from types import FrameType
 from typing import Any, Final
 
 from fluxgate_mw.openai.watch import Watch
-from fluxgate_mw.recorder import at_process_end
+from fluxgate_mw.recorder import at_first_open, at_process_end
 
 __all__ = ["follow"]
 
 _ENCODING: Final = "content-encoding"
 
 _watched: dict[int, tuple[weakref.ref[Any], Watch]] = {}
+_opened: list[bool] = []
+"""Empty until this process has followed a response."""
 
 
 def _leave_to_parent() -> None:
     """Let a forked child end no call of its parent's; it reads of their streams what it would read without us."""
+    _opened.clear()
     for _, watch in _watched.values():
         watch.leave()
 
@@ -50,6 +53,10 @@ def follow(response: Any, watch: Watch) -> None:
     Raises:
         TypeError: Its class cannot be swapped.
     """
+    if not _opened:
+        _opened.append(True)
+        for begin in at_first_open:
+            begin()
     key = id(response)
 
     def freed(_: object) -> None:
@@ -184,6 +191,7 @@ def _followed(response: Any, base: type, watch: Watch, chunks: Iterator[bytes]) 
             yield torn
         raise
     finally:
+        watch.finish(sys.exception())  # where an interrupt has kept us from it
         _release(response, base)
 
 
@@ -206,6 +214,7 @@ async def _afollowed(response: Any, base: type, watch: Watch, chunks: AsyncItera
             yield torn
         raise
     finally:
+        watch.finish(sys.exception())  # where an interrupt has kept us from it
         _release(response, base)
         await _close(chunks)
 

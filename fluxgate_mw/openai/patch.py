@@ -13,7 +13,7 @@ import inspect
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from fluxgate_mw.ambient import learn_user
 from fluxgate_mw.errors import InstrumentationError
 from fluxgate_mw.openai import derived, unfinished
 from fluxgate_mw.openai.calls import OpenAICall
+from fluxgate_mw.openai.owners import MARK, VIEW, is_bypassed, marked, owners_of_request, put_back
 from fluxgate_mw.openai.passing import Passing
 from fluxgate_mw.openai.request import Origin, begin
 from fluxgate_mw.openai.told import OURS, is_told, note_response
@@ -35,13 +36,7 @@ from fluxgate_mw.recorder import Recorder, guarded, in_hand
 from fluxgate_mw.types import HasRecorder
 from fluxgate_mw.wrapping import bound
 
-__all__ = ["VIEW", "arequested", "instrument_openai", "requested", "uninstrument_openai"]
-
-VIEW: Final = "__fluxgate_view__"
-"""The attribute of client classes that track by themselves: the explicit tracker's views."""
-
-_MARK: Final = "__fluxgate_patch__"
-"""The attribute of our wrappers. Who wraps them in good manners hands it on: `functools.wraps` copies it."""
+__all__ = ["arequested", "instrument_openai", "requested", "uninstrument_openai"]
 
 _Rest = tuple[tuple[Any, ...], dict[str, Any]]
 _Replaced = tuple[type, str, Any, Any]
@@ -57,14 +52,15 @@ def requested(send: Callable[..., Any], client: Any, cast_to: Any, options: Any,
     if call is None:
         return send(cast_to, options, *arguments, **keywords)
     outer = in_hand.get()
-    in_hand.set(call)
     try:
-        result = send(cast_to, call.options, *arguments, **keywords)
+        try:
+            in_hand.set(call)
+            result = send(cast_to, call.options, *arguments, **keywords)
+        finally:
+            in_hand.set(outer)
     except BaseException as error:
         _failed(call, error)
         raise
-    finally:
-        in_hand.set(outer)
     _answered(call, result)
     return result
 
@@ -79,15 +75,16 @@ async def arequested(
     if call is None:
         return await send(cast_to, options, *arguments, **keywords)
     outer = in_hand.get()
-    in_hand.set(call)
     try:
-        result = await send(cast_to, call.options, *arguments, **keywords)
+        try:
+            in_hand.set(call)
+            result = await send(cast_to, call.options, *arguments, **keywords)
+        finally:
+            if in_hand.get() is call:  # a coroutine may be finalised in another context than it began in
+                in_hand.set(outer)
     except BaseException as error:
         _failed(call, error)
         raise
-    finally:
-        if in_hand.get() is call:  # a coroutine may be finalised in another context than it began in
-            in_hand.set(outer)
     _answered(call, result)
     return result
 
@@ -97,12 +94,23 @@ def _answered(call: OpenAICall | Passing, result: object) -> None:
         if guarded("openai", is_told, call, result):
             return
         guarded("openai", _patch.mend, call.client)
-    if guarded("openai", call.answered, result) is None and isinstance(call, OpenAICall):
+    try:
+        known = guarded("openai", call.answered, result)
+    except BaseException as error:  # an interrupt, while we were at work
+        call.failed(error)
+        raise
+    if known is None and isinstance(call, OpenAICall):
         guarded("openai", call.end)
 
 
 def _failed(call: OpenAICall | Passing, error: BaseException) -> None:
-    if not guarded("openai", is_told, call, error):
+    try:
+        told = guarded("openai", is_told, call, error)
+    except BaseException:  # an interrupt, while we were at work
+        if call.client is not None:
+            call.failed(error)
+        raise
+    if not told:
         guarded("openai", call.failed, error)
         if isinstance(call, OpenAICall):
             register(error, call)
@@ -171,7 +179,7 @@ class _Patch:
             if not callable(client.__dict__.get("request")):
                 raise InstrumentationError(f"openai's {client.__name__} has no request method; nothing was patched")
         for client, wrap in ((SyncAPIClient, self._sync_request), (AsyncAPIClient, self._async_request)):
-            for owner in dict.fromkeys(_owners_of_request(client)):
+            for owner in dict.fromkeys(owners_of_request(client)):
                 self._replace(owner, "request", wrap(owner, owner.__dict__["request"]))
             if callable(processes := client.__dict__.get("_process_response")):
                 self._replace(client, "_process_response", self._process_response(client, processes))
@@ -220,7 +228,7 @@ class _Patch:
             }
             for name, wrap in wraps.items():
                 owner = next(base for base in kind.__mro__ if name in base.__dict__)
-                if not hasattr(owner.__dict__[name], _MARK):
+                if not hasattr(owner.__dict__[name], MARK):
                     self._replaced = [entry for entry in self._replaced if entry[:2] != (owner, name)]
                     self._replace(owner, name, wrap(owner, owner.__dict__[name]))
 
@@ -234,7 +242,7 @@ class _Patch:
         Where somebody has wrapped ours since, ours passes through; once he is gone the next call puts it back.
         """
         entries = (*self._still_wrapped, *reversed(self._replaced))
-        self._still_wrapped = [entry for entry in entries if not _put_back(*entry)]
+        self._still_wrapped = [entry for entry in entries if not put_back(*entry)]
         self._replaced.clear()
         self._helpers.clear()
         self._clients.clear()
@@ -246,9 +254,9 @@ class _Patch:
         Whoever found ours on a class may also have left it on another, that inherits it.
         """
         with self._lock:
-            self._still_wrapped = [entry for entry in self._still_wrapped if not _put_back(*entry)]
+            self._still_wrapped = [entry for entry in self._still_wrapped if not put_back(*entry)]
             for base in type(client).__mro__:
-                _put_back(base, name, original, ours)
+                put_back(base, name, original, ours)
 
     def _origin_here(self, *, is_last: bool, streams: bool) -> Origin | None:
         """Return the origin of a call that comes to one of ours, with what it may need covered; None where none is on.
@@ -277,7 +285,7 @@ class _Patch:
                 return bound(original, client)(cast_to, options, *args, **kwargs)
             return requested(bound(original, client), client, cast_to, options, (args, kwargs), origin)
 
-        return _marked(request)
+        return marked(request)
 
     def _async_request(self, owner: type, original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         is_last = owner in _LIBRARY
@@ -290,7 +298,7 @@ class _Patch:
                 return await bound(original, client)(cast_to, options, *args, **kwargs)
             return await arequested(bound(original, client), client, cast_to, options, (args, kwargs), origin)
 
-        return _marked(request)
+        return marked(request)
 
     def _process_response(self, _owner: type, original: Callable[..., Any]) -> Callable[..., Any]:
         """Return the client's method, sync or async alike, telling the running call of its response."""
@@ -302,12 +310,12 @@ class _Patch:
                 guarded("openai", self.settle, client, "_process_response", process_response, original)
                 return bound(original, client)(*args, **kwargs)
             call = in_hand.get()
-            if not isinstance(call, OURS) and (call is not None or _is_bypassed(client)):
+            if not isinstance(call, OURS) and (call is not None or is_bypassed(client)):
                 return self._passed_by(bound(original, client), client, args, kwargs, origin)
             note_response(call, kwargs)
             return bound(original, client)(*args, **kwargs)
 
-        return _marked(yields(process_response, original))
+        return marked(yields(process_response, original))
 
     def _passed_by(
         self, process: Callable[..., Any], client: Any, args: Any, kwargs: dict[str, Any], origin: Origin
@@ -331,28 +339,6 @@ class _Patch:
         return result
 
 
-def _is_bypassed(client: Any) -> bool:
-    """Say whether a request of the client need not have passed ours: an undo took it, or the client has its own."""
-    kind = type(client)
-    return not hasattr(kind, VIEW) and ("request" in vars(client) or not hasattr(kind.request, _MARK))
-
-
-def _put_back(owner: type, name: str, original: Any, replacement: Any) -> bool:
-    """Put the original back if ours is what is there; return whether it was."""
-    if owner.__dict__.get(name) is not replacement:
-        return False
-    if original is None:
-        delattr(owner, name)
-    else:
-        setattr(owner, name, original)
-    return True
-
-
-def _marked(wrapper: Callable[..., Any]) -> Callable[..., Any]:
-    setattr(wrapper, _MARK, True)
-    return wrapper
-
-
 async def _aanswered(call: OpenAICall | Passing, coming: Awaitable[Any]) -> Any:
     try:
         result = await coming
@@ -361,15 +347,6 @@ async def _aanswered(call: OpenAICall | Passing, coming: Awaitable[Any]) -> Any:
         raise
     _answered(call, result)
     return result
-
-
-def _owners_of_request(client: type) -> Iterator[type]:
-    """Yield the class and every subclass that has a `request` of its own, but for our views."""
-    if "request" in client.__dict__ and VIEW not in client.__dict__:
-        yield client
-    subclasses: list[type] = client.__subclasses__()
-    for subclass in subclasses:
-        yield from _owners_of_request(subclass)
 
 
 _patch = _Patch()

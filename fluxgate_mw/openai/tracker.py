@@ -16,7 +16,8 @@ from fluxgate_mw import diagnostics
 from fluxgate_mw.ambient import Ambient, get
 from fluxgate_mw.errors import ConfigurationError
 from fluxgate_mw.frames import set_fields
-from fluxgate_mw.openai.patch import VIEW, arequested, requested
+from fluxgate_mw.openai.owners import VIEW
+from fluxgate_mw.openai.patch import arequested, requested
 from fluxgate_mw.openai.request import Origin
 from fluxgate_mw.openai.told import note_response
 from fluxgate_mw.recorder import Recorder, in_hand

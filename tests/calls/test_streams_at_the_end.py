@@ -14,7 +14,7 @@ from fluxgate_mw.event import decode_event
 from fluxgate_mw.openai.estimate import estimate_tokens
 
 PROGRAM = """
-import asyncio, contextvars, functools, os, signal, sys, threading, types
+import asyncio, contextvars, functools, multiprocessing, os, signal, sys, threading, types
 
 from fluxgate_mw import FluxGate
 from tests.calls.clients import ASKED, SSE, Reply, Wire, chunk, sse
@@ -73,6 +73,15 @@ match sys.argv[2]:
         loop, began_to_read = asyncio.new_event_loop(), asyncio.Event()
         held = loop.create_task(reads_for_ever())
         loop.run_until_complete(began_to_read.wait())
+    case "child of multiprocessing":
+
+        def holds():
+            global held
+            held = began()
+
+        child = multiprocessing.get_context("fork").Process(target=holds)
+        child.start()
+        child.join()
     case "uncaught error":
         for _ in began():
             raise SystemExit
@@ -93,6 +102,7 @@ READ_BYTES = {
     "cache": 5,
     "daemon thread": 5,
     "pending task": 15,
+    "child of multiprocessing": 5,
     "uncaught error": 10,
 }
 READ_BEFORE_A_SIGNAL = {"signal after the lifespan": 5, "signal after the user's own lifespan": 5}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -143,6 +146,47 @@ def test_the_guard_lets_the_end_pass(error):
     assert diagnostics.counts() == {}
 
 
+class _TimeLimit(Exception):
+    """As celery's `SoftTimeLimitExceeded` and RQ's `JobTimeoutException`: an `Exception`, out of a signal handler."""
+
+
+class _Penalty:
+    def handle(self, *_):
+        raise _TimeLimit
+
+    def __call__(self, *_):
+        raise _TimeLimit
+
+
+def _raises(*_):
+    raise _TimeLimit
+
+
+@pytest.fixture(
+    params=[_raises, _Penalty().handle, _Penalty(), partial(_raises, "x")], ids=["def", "method", "object", "partial"]
+)
+def alarm(request):
+    """The process's SIGALRM, whose handler raises."""
+    before = signal.signal(signal.SIGALRM, request.param)
+    yield signal.SIGALRM
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_the_guard_lets_a_time_limit_pass(alarm):
+    """What a signal handler raises while we are at work is the host's: held back, a job would have no limit."""
+    with pytest.raises(_TimeLimit):
+        guarded("unit", signal.raise_signal, alarm)
+    assert diagnostics.counts() == {}
+
+
+def test_the_guard_holds_our_bugs_beside_a_time_limit(alarm):
+    """That there is a handler makes no bug of ours a signal, in whatever thread."""
+    assert guarded("unit", explode, "prompt") is None
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(guarded, "unit", _raises).result() is None
+    assert diagnostics.counts() == {"bug_unit": 2}
+
+
 # Where events go
 
 
@@ -163,6 +207,35 @@ def test_who_records():
     assert choose(None, nothing, two.recorder) is two.recorder
     assert choose(off.recorder, nothing) is None
     assert choose(None, nothing) is None
+
+
+class _Keeping:
+    """A sink that keeps what it is given."""
+
+    def __init__(self):
+        self.emitted, self.deferred = [], []
+        self.emit, self.defer = self.emitted.append, self.deferred.append
+
+
+class _Interrupted(Call):
+    """Its event is made at the second attempt: over the first comes Ctrl-C."""
+
+    interrupts: int = 1
+
+    def made(self):
+        if self.interrupts:
+            self.interrupts -= 1
+            raise KeyboardInterrupt
+        return super().made()
+
+
+def test_an_interrupt_over_making_an_event_at_once_loses_none(fg):
+    """Where it was to be made in the caller's thread, it is made at its delivery instead."""
+    sink = fg.recorder.sink = _Keeping()
+    with pytest.raises(KeyboardInterrupt):
+        fg.recorder.take(_Interrupted(fg.recorder, ambient.get()), now=True)
+    assert sink.emitted == []
+    assert len(sink.deferred) == 1
 
 
 # The end
