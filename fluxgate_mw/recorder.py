@@ -40,6 +40,7 @@ __all__ = [
     "finished",
     "guarded",
     "in_hand",
+    "opened",
     "safe_message",
     "set_default",
     "set_default_factory",
@@ -219,6 +220,17 @@ at_process_end: list[Callable[[], None]] = []
 
 at_first_open: list[Callable[[], None]] = []
 """What sees to it that a process ends its open calls, asked in each one that opens any; it takes no lock."""
+_opened: list[bool] = []
+"""Empty until this process, which may be a forked child, has opened a call that outlives its `request`."""
+os.register_at_fork(after_in_child=_opened.clear)
+
+
+def opened() -> None:
+    """Note that a call stays open though the client has returned: it has to end with this process at the latest."""
+    if not _opened:
+        _opened.append(True)
+        for begin in at_first_open:
+            begin()
 
 
 def end_open_calls() -> None:

@@ -17,20 +17,17 @@ from types import FrameType
 from typing import Any, Final
 
 from fluxgate_mw.openai.watch import Watch
-from fluxgate_mw.recorder import at_first_open, at_process_end
+from fluxgate_mw.recorder import at_process_end, opened
 
 __all__ = ["follow"]
 
 _ENCODING: Final = "content-encoding"
 
 _watched: dict[int, tuple[weakref.ref[Any], Watch]] = {}
-_opened: list[bool] = []
-"""Empty until this process has followed a response."""
 
 
 def _leave_to_parent() -> None:
     """Let a forked child end no call of its parent's; it reads of their streams what it would read without us."""
-    _opened.clear()
     for _, watch in _watched.values():
         watch.leave()
 
@@ -53,10 +50,7 @@ def follow(response: Any, watch: Watch) -> None:
     Raises:
         TypeError: Its class cannot be swapped.
     """
-    if not _opened:
-        _opened.append(True)
-        for begin in at_first_open:
-            begin()
+    opened()
     key = id(response)
 
     def freed(_: object) -> None:

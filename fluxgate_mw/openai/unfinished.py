@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Final, Protocol
 
-from fluxgate_mw.recorder import at_process_end
+from fluxgate_mw.recorder import at_process_end, opened
 
 __all__ = ["any_open", "end_all", "hold", "release"]
 
@@ -38,6 +38,7 @@ def any_open() -> bool:
 
 def hold(response_id: str, call: Open) -> None:
     """Keep the call open until its answer is retrieved."""
+    opened()
     displaced_id = response_id
     if response_id not in _open and len(_open) >= MOST_OPEN:
         displaced_id = next(iter(_open), response_id)
