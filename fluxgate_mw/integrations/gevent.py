@@ -28,8 +28,8 @@ def carry_context() -> Callable[[], None]:
     Only our own variable is carried, into each greenlet's own context; a pool's `apply` goes through its `spawn`. Not
     carried: a pool's `map`, which spawns from a greenlet of its own; `Greenlet.spawn` and `Greenlet(...).start()`,
     which cannot be patched; a `gevent.threadpool.ThreadPool`, whose `spawn` is not these pools'; a `spawn` that was
-    imported by name before this was called. Under gevent's patches of the
-    standard library, threads are greenlets too: for them there is `integrations.threads.carry_context()`.
+    imported by name before this was called. Under gevent's patches of the standard library, threads are greenlets too:
+    for them there is `integrations.threads.carry_context()`.
 
     Returns:
         The undo of this very request; the last one restores the very functions found.
