@@ -238,7 +238,7 @@ def test_a_process_of_many_background_creates_registers_once():
 
 
 _EXITING = """
-import os, sys
+import multiprocessing, os, sys
 from fluxgate_mw import FluxGate
 from tests.calls.mocks import RESPONSE, answer, sync_client
 
@@ -252,6 +252,9 @@ child = os.fork()
 create("after" if child else "in the child")
 if child:
     assert os.waitpid(child, 0)[1] == 0
+    worker = multiprocessing.get_context("fork").Process(target=create, args=("in a worker",))
+    worker.start()
+    worker.join()
 """
 
 
@@ -259,5 +262,5 @@ def test_what_is_never_retrieved_ends_with_its_process(tmp_path):
     """Each process, a forked one too, tells of the calls that are its own."""
     subprocess.run([sys.executable, "-c", _EXITING, str(tmp_path)], check=True, timeout=15, cwd=_HERE)
     found = [decode_event(data) for entry in Spool(tmp_path).read_nowait(100) for data in unpack(entry.payload)]
-    assert sorted(event.request_model for event in found) == ["after", "before", "in the child"]
+    assert sorted(event.request_model for event in found) == ["after", "before", "in a worker", "in the child"]
     assert {event.unpriced_reason for event in found} == {"no usage"}
