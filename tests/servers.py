@@ -50,7 +50,7 @@ class RedisServer:
         self.config: Path | None = None
 
     def start(self) -> None:
-        """Start it and wait until it accepts connections."""
+        """Start it and wait until it answers; while it reads what it has, it takes connections and refuses all else."""
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [
             self.binary,
@@ -65,12 +65,16 @@ class RedisServer:
         ]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+        while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{self.binary} did not start")
+
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
+            probe.sendall(b"PING\r\n")
+            reply = probe.recv(64)
+            return bool(reply) and not reply.startswith(b"-LOADING")
+        return False
 
     def kill(self) -> None:
         """End it as a power cut would."""
