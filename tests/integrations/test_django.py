@@ -159,6 +159,8 @@ async def test_what_is_queued_is_delivered_before_the_shutdown_though_django_has
     """It raises where it is told of it; then uvicorn tells nobody, and ends by the signal that it caught."""
     fg = FluxGate(spool_dir=tmp_path, emit_interval_s=60)
     fg.record(UsageEvent())
+    fg.flush()  # the delivery is at work, and looks at the queue again in a minute
+    fg.record(UsageEvent())
     messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
     sent: list[tuple[str, int]] = []
 
@@ -170,7 +172,7 @@ async def test_what_is_queued_is_delivered_before_the_shutdown_though_django_has
 
     try:
         await FluxGateMiddleware(get_asgi_application(), fluxgate=fg)({"type": "lifespan"}, receive, send)
-        assert sent == [("lifespan.startup.complete", 0), ("lifespan.shutdown.complete", 1)]
+        assert sent == [("lifespan.startup.complete", 1), ("lifespan.shutdown.complete", 2)]
     finally:
         fg.stop()
 
