@@ -28,7 +28,7 @@ def split_events(buffered: bytes, *, ended: bool = False) -> tuple[list[bytes], 
         return [piece + b"\n\n" for piece in pieces], rest
     events, start = [], 0
     for match in _EVENT_END.finditer(buffered):
-        if match.end() == len(buffered) and buffered.endswith(b"\r") and not ended:
+        if match.end() == len(buffered) and buffered.endswith(b"\r") and not (ended or buffered.endswith(b"\r\r")):
             break
         events.append(buffered[start : match.end()])
         start = match.end()

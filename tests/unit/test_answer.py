@@ -219,6 +219,13 @@ def test_events_are_found_however_they_are_cut(events, newline, cuts):
     assert [data for data in datas if data] == [data for data in map(event_data, events) if data]
 
 
+def test_two_lone_carriage_returns_end_an_event_at_once():
+    """The client hands it on then; half a line's end is waited for, as the client does."""
+    assert split_events(b"data: 1\r\r") == ([b"data: 1\r\r"], b"")
+    assert split_events(b"data: 1\r\n\r") == ([], b"data: 1\r\n\r")
+    assert split_events(b"data: 1\r\n\r", ended=True) == ([b"data: 1\r\n\r"], b"")
+
+
 def test_null_usage_is_taken_out_and_nothing_else():
     """The field that asking for usage adds goes, as the service writes it and with blanks; texts stay."""
     assert without_null_usage(b'data: {"a":1,"usage":null}\n\n') == b'data: {"a":1}\n\n'
