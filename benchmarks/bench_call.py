@@ -254,7 +254,7 @@ def _tables(figures: dict[str, Any], peers: dict[str, Any]) -> None:
 
 
 def _arguments(peers: Mapping[str, Peer]) -> argparse.Namespace:
-    parser = options("What tracking adds to a call of the OpenAI client.", rounds=61)
+    parser = options("What tracking adds to a call of the OpenAI client.", rounds=31)
     add_options(parser, peers)
     arguments: argparse.Namespace = parser.parse_args()
     if arguments.quick:

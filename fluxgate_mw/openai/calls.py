@@ -123,12 +123,12 @@ class OpenAICall(Call, eq=False):
         return True
 
     def failed(self, error: BaseException) -> None:
-        """The client raised: before an answer came, or over one that it could not make a result of."""
+        """The client raised, before an answer came or over one, or we were interrupted: end it, if it has not ended."""
         known = None
         try:
-            known = guarded("openai", self._failed, error)
+            known = self._claimed or guarded("openai", self._failed, error)
         finally:
-            if known is None:
+            if not known:
                 self._end_anyway(Answer(), error)
 
     def _failed(self, error: BaseException) -> bool:
@@ -349,7 +349,7 @@ class OpenAICall(Call, eq=False):
 
     def _end_anyway(self, answer: Answer, error: BaseException | None) -> None:
         """End where a bug of ours or an interrupt kept it from that: by the error's class, or as the answer tells."""
-        if self.ended_at is None:
+        if not self._claimed:
             self._answer, self._ending = answer, None if error is None else raised(error)
         self.client = self.request = self.response = self.options = None
         self.body = _NO_BODY

@@ -97,7 +97,7 @@ def _answered(call: OpenAICall | Passing, result: object) -> None:
     try:
         known = guarded("openai", call.answered, result)
     except BaseException as error:  # an interrupt, while we were at work
-        call.failed(error)
+        guarded("openai", call.failed, error)
         raise
     if known is None and isinstance(call, OpenAICall):
         guarded("openai", call.end)
@@ -108,7 +108,7 @@ def _failed(call: OpenAICall | Passing, error: BaseException) -> None:
         told = guarded("openai", is_told, call, error)
     except BaseException:  # an interrupt, while we were at work
         if call.client is not None:
-            call.failed(error)
+            guarded("openai", call.failed, error)
         raise
     if not told:
         guarded("openai", call.failed, error)

@@ -20,7 +20,8 @@ def split_events(buffered: bytes, *, ended: bool = False) -> tuple[list[bytes], 
 
     Args:
         buffered: As much as has come.
-        ended: No more will come: a carriage return at its end is a line's end, not the half of one.
+        ended: No more will come: a carriage return at its end is a line's end, not the half of one. Two of them are
+            the end of an event in any case.
     """
     if b"\r" not in buffered:
         pieces = buffered.split(b"\n\n")

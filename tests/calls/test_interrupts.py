@@ -8,10 +8,11 @@ from __future__ import annotations
 import gc
 import json
 import signal
+from types import SimpleNamespace
 
 import pytest
 
-from fluxgate_mw import context
+from fluxgate_mw import FluxGate, context
 from fluxgate_mw.call import Call
 from fluxgate_mw.openai import calls, follow, patch
 from fluxgate_mw.openai.calls import OpenAICall
@@ -69,6 +70,19 @@ def test_over_an_answer(interrupt, place):
             client.chat.completions.create(**ASKED)
     assert [event.feature for event in events] == ["job"]
     assert in_hand.get() is None
+
+
+def test_after_a_call_has_ended(interrupt):
+    """Its event, which is still to be made by the delivery, says what was answered."""
+    comes_in, raised = interrupt
+    fg, pending = FluxGate(), []
+    fg.recorder.sink = SimpleNamespace(defer=pending.append)
+    comes_in(calls, "register")
+    with pytest.raises(raised):
+        Wire(Reply(ANSWER)).client().chat.completions.create(**ASKED)
+    [event] = [call.made() for call in pending]
+    assert (event.status, event.http_status, event.usage_source) == ("SUCCESS", 200, "provider")
+    fg.stop()
 
 
 @pytest.mark.parametrize("place", STREAMED, ids=lambda place: place[1])
